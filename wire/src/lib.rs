@@ -1,0 +1,43 @@
+//! The rules both ends of Cortex Mesh share.
+//!
+//! Everything here is pure: no I/O, no clock, no randomness, no async. Times come in as milliseconds since the Unix
+//! epoch, random bytes come in as arrays. What a peer, a relay and a hub must agree on is written once, here.
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`schema`] | the messages (generated from `proto/cortex.proto`) |
+//! | [`id`] | newtypes for ids |
+//! | [`key`] | Ed25519 keys, signed bytes under a domain, key statements |
+//! | [`invite`], [`ticket`] | permissions: to enrol one node, to use one relay |
+//! | [`task`] | a task's states and the checks before it may start |
+//! | [`policy`] | what a node allows |
+//! | [`route`] | connection ids as addresses |
+//! | [`frame`] | messages on a stream |
+//! | [`limits`] | every bound, with its reason |
+//! | [`text`] | strings that strangers supply |
+
+pub mod frame;
+pub mod id;
+pub mod invite;
+pub mod key;
+pub mod limits;
+pub mod policy;
+pub mod route;
+pub mod task;
+pub mod text;
+pub mod ticket;
+
+/// The messages, generated from `proto/cortex.proto`.
+#[expect(missing_docs, reason = "generated; documented in proto/cortex.proto")]
+pub mod schema {
+    include!(concat!(env!("OUT_DIR"), "/cortex.v1.rs"));
+}
+
+/// The protocol version that this build speaks. Version 1 is the first.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// ALPN of the end-to-end connection between a node and its hub.
+pub const ALPN_MESH: &[u8] = b"cortex-mesh/1";
+
+/// ALPN of a link to a relay.
+pub const ALPN_LINK: &[u8] = b"cortex-link/1";
