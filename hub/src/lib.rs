@@ -1,1 +1,35 @@
-//! Being built.
+//! The hub: the only place that knows users, nodes, sessions and tasks.
+//!
+//! [`Hub`](hub::Hub) is the shared state; each concept's module adds its operations to it. Every operation is one store transaction that
+//! holds the change, its events and its audit row; what was committed is then told to live subscribers and to the mesh.
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`store`] | ordered tables with durable transactions; [`store::redb`] is the first adapter |
+//! | [`record`] | what is stored |
+//! | [`keys`] | the hub's own keys and its root's statements about them |
+//! | [`hub`] | the shared state, and what the domain asks of the mesh |
+//! | [`change`] | one transaction of the domain: rows, events, audit, and what follows after the commit |
+//! | [`failure`] | what every error of the domain says about itself |
+//! | [`account`] | users, logins, API tokens, and who acts |
+//! | [`invite`], [`node`], [`session`], [`task`] | the concepts of these names |
+//! | [`presence`] | which nodes are there, in memory |
+//! | [`output`] | what tasks print |
+//! | [`events`] | numbered feeds, and following them live |
+//! | [`audit`] | the hash chain of what was done by whom |
+
+pub mod account;
+pub mod audit;
+pub mod change;
+pub mod events;
+pub mod failure;
+pub mod hub;
+pub mod invite;
+pub mod keys;
+pub mod node;
+pub mod output;
+pub mod presence;
+pub mod record;
+pub mod session;
+pub mod store;
+pub mod task;

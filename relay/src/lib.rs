@@ -1,1 +1,206 @@
-//! Being built.
+//! The relay: the edge process that peers behind firewalls and their hubs meet at.
+//!
+//! It forwards sealed packets unopened, by connection id, between addresses of admitted links and along allowed pairs only (a node and its hub).
+//! It holds no key to anything it carries. It runs alone for a region, or inside the hub's process.
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`route`] | who may send where: the pure table |
+//! | [`socket`] | the UDP port: own packets to QUIC, the rest forwarded in batches |
+//! | [`link`] | one node's or hub's link: handshake, admission, life |
+//! | [`tenant`] | the hubs this relay serves |
+//! | [`config`], [`http`] | the operator's side |
+
+pub mod config;
+pub mod http;
+pub mod link;
+pub mod route;
+pub mod socket;
+pub mod tenant;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use cortex_runtime::{
+    lifecycle::Lifecycle,
+    quic::{self, Prefix, Purpose},
+};
+use cortex_wire::{
+    close::CloseCode,
+    id::{HubId, RelayId},
+    key::{SecretKey, StatedKey},
+    route::{RelayTag, Route},
+};
+use quinn::{Endpoint, Runtime as _, VarInt};
+
+use crate::{
+    link::LinkHandle,
+    socket::{LocalPort, RelaySocket},
+    tenant::{Authority, Tenant},
+};
+
+/// What this program calls itself towards others.
+pub const AGENT: &str = concat!("cortex-relay ", env!("CARGO_PKG_VERSION"));
+
+/// How a relay runs.
+#[derive(Debug)]
+pub struct Options {
+    /// UDP address.
+    pub listen: SocketAddr,
+    /// The relay's identity.
+    pub key: SecretKey,
+    /// A label that nodes and operators see.
+    pub region: String,
+    /// The hubs that may connect; everybody else's nodes are strangers.
+    pub hubs: Vec<HubId>,
+    /// Links at once.
+    pub max_links: usize,
+    /// Bytes per second of one node, each way; 0: no limit.
+    pub bytes_per_second: u64,
+}
+
+/// Why a relay cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The UDP port cannot be had.
+    #[error("cannot listen on UDP {address}; is another program using the port?")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS refuses the configuration.
+    #[error("cannot set up TLS")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A running relay. Cheap to share.
+#[derive(Debug)]
+pub struct Relay {
+    id: RelayId,
+    region: String,
+    endpoint: Endpoint,
+    socket: Arc<RelaySocket>,
+    tenants: HashMap<HubId, Arc<Tenant>>,
+    links: Mutex<HashMap<Route, LinkHandle>>,
+    next_link: AtomicU64,
+    max_links: usize,
+    bytes_per_second: u64,
+}
+
+impl Relay {
+    /// Binds the port. Nothing is accepted before [`Relay::run`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn bind(options: Options) -> Result<Arc<Self>, StartError> {
+        let bind_error = |source| StartError::Bind { address: options.listen, source };
+        let id = RelayId::from(options.key.public());
+        let tag = RelayTag::of(id.key());
+        let udp = quic::bind_udp(options.listen).and_then(|udp| quinn::TokioRuntime.wrap_udp_socket(udp)).map_err(bind_error)?;
+        let socket = Arc::new(RelaySocket::new(udp, tag));
+        // From the identity: a restarted relay can tell its old links at once that they are gone.
+        let reset_key = blake3::derive_key("cortex-mesh v1 relay reset key", &options.key.to_seed());
+        let endpoint = Endpoint::new_with_abstract_socket(
+            quic::endpoint_config(Prefix::Relay(tag), &reset_key),
+            Some(quic::server_config(&options.key, Purpose::Link)?),
+            socket.clone(),
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(bind_error)?;
+        let tenants = options.hubs.iter().enumerate().map(|(index, hub)| (*hub, Arc::new(Tenant::new(*hub, index)))).collect();
+        Ok(Arc::new(Self {
+            id,
+            region: options.region,
+            endpoint,
+            socket,
+            tenants,
+            links: Mutex::default(),
+            next_link: AtomicU64::new(1),
+            max_links: options.max_links,
+            bytes_per_second: options.bytes_per_second,
+        }))
+    }
+
+    /// The relay's identity.
+    pub fn id(&self) -> RelayId {
+        self.id
+    }
+
+    /// Where it listens.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.endpoint.local_addr()
+    }
+
+    /// What passed and what was dropped so far.
+    pub fn counters(&self) -> &socket::Counters {
+        &self.socket.counters
+    }
+
+    /// Links of nodes and hubs right now.
+    pub fn links(&self) -> usize {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// The hubs this relay serves, and whether each is connected.
+    pub fn hubs(&self) -> Vec<(HubId, bool)> {
+        self.tenants.values().map(|tenant| (tenant.hub(), tenant.authority().is_some())).collect()
+    }
+
+    /// Serves a hub in this process: its packets cross in memory, and it is asked about strangers directly. `None` when the hub is not among those this relay serves.
+    pub fn attach_hub(
+        self: &Arc<Self>,
+        hub: &HubId,
+        ticket_key: StatedKey,
+        instance: u64,
+        authority: Arc<dyn Authority>,
+    ) -> Option<Arc<LocalPort>> {
+        let tenant = self.tenants.get(hub)?;
+        let route = Route::of(hub.key());
+        let port = LocalPort::new(self.socket.clone(), tenant.index());
+        self.socket.table_mut().admit_local(route, tenant.index(), port.clone());
+        tenant.connect(0, ticket_key.key, instance, authority);
+        Some(port)
+    }
+
+    /// Accepts links until the lifecycle stops. While draining, links are told to go elsewhere.
+    pub async fn run(self: Arc<Self>, lifecycle: Lifecycle) {
+        let sweeper = tokio::spawn(link::follow_moves(self.clone()));
+        loop {
+            let incoming = tokio::select! {
+                incoming = self.endpoint.accept() => incoming,
+                () = lifecycle.stopping() => None,
+            };
+            let Some(incoming) = incoming else { break };
+            link::accept(&self, incoming, &lifecycle);
+        }
+        sweeper.abort();
+        self.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), CloseCode::ShuttingDown.text().as_bytes());
+        // Long enough for the close frames to leave.
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+    }
+
+    /// Ends the link of a node, as its hub demands. The close code tells the node why.
+    pub fn cut(&self, hub: &HubId, route: Route, code: CloseCode) {
+        let Some(tenant) = self.tenants.get(hub) else { return };
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&route).filter(|link| link.tenant == tenant.index()) {
+            link.close(code);
+        }
+    }
+
+    fn next_link(&self) -> u64 {
+        self.next_link.fetch_add(1, Ordering::Relaxed)
+    }
+}

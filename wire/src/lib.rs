@@ -12,10 +12,12 @@
 //! | [`task`] | a task's states and the checks before it may start |
 //! | [`policy`] | what a node allows |
 //! | [`route`] | connection ids as addresses |
+//! | [`close`] | why a connection is closed |
 //! | [`frame`] | messages on a stream |
 //! | [`limits`] | every bound, with its reason |
 //! | [`text`] | strings that strangers supply |
 
+pub mod close;
 pub mod frame;
 pub mod id;
 pub mod invite;

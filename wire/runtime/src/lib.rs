@@ -9,9 +9,19 @@
 //! | [`spool`] | output of a task, in a file of bounded size |
 //! | [`stream`] | frames on a byte stream |
 //! | [`telemetry`] | logs |
+//! | [`link`] | the client's side of a link to a relay |
+//! | [`quic`] | QUIC set-up |
+//! | [`socket`] | the one socket under all of a node's connections |
+//! | [`tls`] | TLS between raw public keys |
 
 pub mod clock;
+pub mod config;
 pub mod keyfile;
 pub mod lifecycle;
+pub mod link;
+pub mod quic;
+pub mod socket;
+pub mod spool;
 pub mod stream;
 pub mod telemetry;
+pub mod tls;

@@ -1,0 +1,155 @@
+//! Server-Sent Events: how events are written, and how a stream lives.
+//!
+//! A stream's [`Source`] is asked for the next bytes whenever the connection takes more, so a slow reader holds nothing but its own place.
+//! Every event goes out as soon as it is there; under load a source hands out bigger pieces instead of more of them.
+
+use std::{convert::Infallible, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use cortex_runtime::lifecycle::Lifecycle;
+use data_encoding::BASE64;
+use futures_util::stream;
+use serde::Serialize;
+
+/// Proxies cut connections that are silent for 30 to 60 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How soon a browser comes back after a cut.
+const RETRY: &str = "retry: 1000\n\n";
+
+/// Where the events of one stream come from.
+pub trait Source: Send + 'static {
+    /// Bytes of one or more whole events; `None` ends the stream. Must be safe to cancel: nothing that it took may be lost.
+    fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
+}
+
+/// The response that streams a source until it ends, the reader leaves or the hub drains. `permit` is held as long as the stream lives.
+pub fn respond(source: impl Source, permit: impl Send + 'static, lifecycle: Lifecycle) -> Response {
+    let opening = stream::iter([Ok::<_, Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
+    let events = stream::unfold((source, permit), move |(mut source, permit)| {
+        let lifecycle = lifecycle.clone();
+        async move {
+            let bytes = tokio::select! {
+                biased;
+                () = lifecycle.draining() => return None,
+                next = source.next() => next?,
+                () = tokio::time::sleep(KEEP_ALIVE) => Bytes::from_static(b": keep-alive\n\n"),
+            };
+            Some((Ok(bytes), (source, permit)))
+        }
+    });
+    let headers = [
+        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CACHE_CONTROL, "no-store"),
+        // nginx would hold events back otherwise.
+        (header::HeaderName::from_static("x-accel-buffering"), "no"),
+    ];
+    (headers, Body::from_stream(futures_util::StreamExt::chain(opening, events))).into_response()
+}
+
+/// Writes one event. JSON has no line breaks, so its data is one line.
+pub fn write_event(out: &mut Vec<u8>, event: &str, id: Option<&str>, data: &impl Serialize) {
+    if let Some(id) = id {
+        out.extend_from_slice(b"id: ");
+        out.extend_from_slice(id.as_bytes());
+        out.push(b'\n');
+    }
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(event.as_bytes());
+    out.extend_from_slice(b"\ndata: ");
+    if serde_json::to_writer(&mut *out, data).is_err() {
+        out.extend_from_slice(b"null");
+    }
+    out.extend_from_slice(b"\n\n");
+}
+
+/// Output as JSON carries it: text where it is text, base64 where it is not.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Data<'a> {
+    /// Valid UTF-8 without NUL.
+    Data(&'a str),
+    /// Anything else.
+    Base64(String),
+}
+
+/// What of `bytes` can be sent now, and how many bytes that is. A character that is cut at the end is held back until the rest of it is
+/// there, or until nothing more comes (`ended`).
+pub fn presentable(bytes: &[u8], ended: bool) -> Option<(usize, Data<'_>)> {
+    let held = if ended { 0 } else { incomplete_tail(bytes) };
+    let now = &bytes[..bytes.len() - held];
+    if now.is_empty() {
+        return None;
+    }
+    let data = match std::str::from_utf8(now) {
+        // NUL is a sign of binary data, and JSON would need six bytes for each.
+        Ok(text) if !now.contains(&0) => Data::Data(text),
+        _ => Data::Base64(BASE64.encode(now)),
+    };
+    Some((now.len(), data))
+}
+
+/// How many bytes at the end begin a character whose rest is missing.
+fn incomplete_tail(bytes: &[u8]) -> usize {
+    for back in 1..=bytes.len().min(3) {
+        let wanted = match bytes[bytes.len() - back] {
+            0x80..=0xbf => continue,
+            0xc2..=0xdf => 2,
+            0xe0..=0xef => 3,
+            0xf0..=0xf4 => 4,
+            _ => 1,
+        };
+        return if wanted > back { back } else { 0 };
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cut_character_waits_for_its_rest() {
+        let euro = "a€".as_bytes();
+        assert_eq!(presentable(&euro[..3], false), Some((1, Data::Data("a"))));
+        assert_eq!(presentable(&euro[1..3], false), None);
+        assert_eq!(presentable(&euro[1..], false), Some((3, Data::Data("€"))));
+        assert_eq!(presentable(&euro[1..3], true), Some((2, Data::Base64(BASE64.encode(&euro[1..3])))));
+        assert_eq!(presentable(b"", true), None);
+    }
+
+    #[test]
+    fn what_is_not_text_goes_as_base64_and_its_cut_end_waits_too() {
+        assert_eq!(presentable(b"\xff\xe2\x82", false), Some((1, Data::Base64("/w==".into()))));
+        assert_eq!(presentable(b"a\0b", false), Some((3, Data::Base64("YQBi".into()))));
+    }
+
+    #[test]
+    fn any_cut_of_any_bytes_adds_up_to_the_same_bytes() {
+        let whole: Vec<u8> = (0..=255u8).chain("é€😀 plain\n".bytes()).chain([0xf0, 0x9f]).collect();
+        for step in 1..whole.len() {
+            let (mut sent, mut known, mut joined) = (0, 0, Vec::new());
+            while sent < whole.len() {
+                known = (known + step).min(whole.len());
+                while let Some((taken, data)) = presentable(&whole[sent..known], known == whole.len()) {
+                    match data {
+                        Data::Data(text) => joined.extend_from_slice(text.as_bytes()),
+                        Data::Base64(text) => joined.extend(BASE64.decode(text.as_bytes()).unwrap()),
+                    }
+                    sent += taken;
+                }
+            }
+            assert_eq!(joined, whole, "step {step}");
+        }
+    }
+
+    #[test]
+    fn an_event_is_its_fields_and_an_empty_line() {
+        let mut out = Vec::new();
+        write_event(&mut out, "output", Some("1:2"), &serde_json::json!({"data": "a\nb\r"}));
+        assert_eq!(String::from_utf8(out).unwrap(), "id: 1:2\nevent: output\ndata: {\"data\":\"a\\nb\\r\"}\n\n");
+    }
+}

@@ -1,0 +1,74 @@
+//! The operator's settings: one YAML file, `CORTEX_RELAY_*` over it, flags over both.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use cortex_runtime::telemetry::LogConfig;
+use cortex_wire::id::HubId;
+use serde::{Deserialize, Serialize};
+
+/// The documented example, printed by `cortex-relay config`.
+pub const EXAMPLE: &str = include_str!("../assets/relay.yaml");
+
+/// Prefix of environment variables.
+pub const PREFIX: &str = "CORTEX_RELAY";
+
+/// Everything that can be set. The example file documents each key.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RelayConfig {
+    /// UDP address of links and forwarded traffic.
+    pub listen: SocketAddr,
+    /// `host:port` that peers and hubs dial, when it differs from `listen`.
+    pub address: Option<String>,
+    /// Where the relay's key is kept.
+    pub state_dir: PathBuf,
+    /// A label for people.
+    pub region: String,
+    /// Root keys of the hubs that this relay serves.
+    pub hubs: Vec<HubId>,
+    /// Health and metrics; nothing when not set.
+    pub http: Option<SocketAddr>,
+    /// Links at once.
+    pub max_links: usize,
+    /// Bytes per second of one node, each way; 0: no limit.
+    pub bytes_per_second: u64,
+    /// How long links may take to move when the relay stops.
+    pub drain_ms: u64,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            listen: ([0, 0, 0, 0], 4433).into(),
+            address: None,
+            state_dir: default_state_dir(),
+            region: String::new(),
+            hubs: Vec::new(),
+            http: None,
+            max_links: 10_000,
+            bytes_per_second: 0,
+            drain_ms: 2_000,
+            log: LogConfig::default(),
+        }
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".local/state"));
+    match std::env::var_os("XDG_STATE_HOME").map(PathBuf::from).or_else(home) {
+        Some(state) => state.join("cortex-relay"),
+        None => PathBuf::from("/var/lib/cortex-relay"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_true() {
+        assert_eq!(cortex_runtime::config::check_example::<RelayConfig>(EXAMPLE), Ok(()));
+    }
+}
