@@ -186,10 +186,7 @@ impl Arrival {
                 Err(_) => self.ask_hub(tenant, None).await,
             },
             Some(Credential::Invite(proof)) => {
-                let terms = invite::check(proof, clock::now_ms()).map_err(|error| match error {
-                    invite::InviteError::Expired => refusal("invite_expired", &error.to_string(), 60_000),
-                    _ => refusal("invite_forged", &error.to_string(), 60_000),
-                })?;
+                let terms = invite::open(proof, clock::now_ms()).map_err(|error| refusal("invite_forged", &error.to_string(), 60_000))?;
                 if terms.hub != hub {
                     return Err(refusal("invite_forged", "this invite is for another hub", 60_000));
                 }

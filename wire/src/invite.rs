@@ -146,20 +146,27 @@ pub fn proof(invite: &Invite) -> InviteProof {
     InviteProof { body: invite.body.clone(), invite_key: invite.invite_key.clone() }
 }
 
-/// Verifies what a relay or hub is shown of an invite.
+/// Verifies what is shown of an invite, and that it has not expired.
 ///
 /// # Errors
 /// [`InviteError`].
 pub fn check(proof: &InviteProof, now_ms: i64) -> Result<Terms, InviteError> {
+    let terms = open(proof, now_ms)?;
+    if now_ms > terms.expires_at_ms { Err(InviteError::Expired) } else { Ok(terms) }
+}
+
+/// Verifies who issued what a relay or hub is shown of an invite, and nothing else: whether it still holds is the hub's to say, so that its owner
+/// learns of every attempt.
+///
+/// # Errors
+/// [`InviteError`].
+pub fn open(proof: &InviteProof, now_ms: i64) -> Result<Terms, InviteError> {
     let (Some(signed), Some(statement)) = (&proof.body, &proof.invite_key) else { return Err(InviteError::Malformed) };
     // The hub's key is inside the body it vouches for: read it first, believe it after the chain has held.
     let body: InviteBody = decode_strict(&signed.body).map_err(|_| InviteError::Malformed)?;
     let hub = HubId::from_slice(&body.hub_root).map_err(|_| InviteError::Malformed)?;
     let key = check_statement(statement, &hub, KeyPurpose::Invite, now_ms)?.key;
     key.verify(Domain::Invite, &[&signed.body], &signed.signature)?;
-    if now_ms > body.expires_at_ms {
-        return Err(InviteError::Expired);
-    }
     let relays: Vec<_> = body.relays.iter().filter_map(RelayEndpoint::from_message).collect();
     if relays.is_empty() || body.relays.len() > limits::RELAYS {
         return Err(InviteError::Malformed);

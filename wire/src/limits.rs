@@ -8,6 +8,8 @@ pub const TASK_FRAME_BYTES: usize = 1024 * 1024;
 pub const OUTPUT_CHUNK_BYTES: usize = 128 * 1024;
 /// Output that a peer may have sent but that the hub has not stored yet. Above it the process is held back.
 pub const OUTPUT_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
+/// Input that a hub may have sent but that the process has not read yet (`InputAck`). What goes beyond is dropped, unacknowledged.
+pub const INPUT_WINDOW_BYTES: usize = 1024 * 1024;
 /// Output kept from the beginning of a stream when a task prints more than is kept.
 pub const OUTPUT_HEAD_BYTES: u64 = 32 * 1024 * 1024;
 /// Output kept from the end of a stream when a task prints more than is kept.

@@ -112,11 +112,7 @@ pub fn parse<T: Settings>(text: &str, file: &str) -> Result<T, ConfigError> {
 ///
 /// # Errors
 /// [`ConfigError::Environment`].
-pub fn overlay<T: Settings>(
-    settings: T,
-    prefix: &str,
-    environment: impl IntoIterator<Item = (String, String)>,
-) -> Result<T, ConfigError> {
+pub fn overlay<T: Settings>(settings: T, prefix: &str, environment: impl IntoIterator<Item = (String, String)>) -> Result<T, ConfigError> {
     let keys = keys::<T>();
     let mut settings = settings;
     for (variable, text) in environment {

@@ -84,7 +84,12 @@ pub fn server_config(key: &SecretKey, purpose: Purpose) -> Result<quinn::ServerC
     let tls = tls::server(key, purpose.alpn())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    config.transport_config(Arc::new(transport(purpose)));
+    let mut transport = transport(purpose);
+    if purpose == Purpose::Mesh {
+        // The hub opens every stream of the end-to-end connection.
+        transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
+    }
+    config.transport_config(Arc::new(transport));
     config.max_incoming(1024);
     Ok(config)
 }
@@ -122,7 +127,7 @@ fn transport(purpose: Purpose) -> TransportConfig {
             config.stream_receive_window(VarInt::from_u32(4 << 20));
             config.receive_window(VarInt::from_u32(16 << 20));
             config.send_window(16 << 20);
-            // One stream for each task; the hub raises the number for nodes with more slots.
+            // The control stream, and one stream for each task; a peer raises the number to its slots.
             config.max_concurrent_bidi_streams(VarInt::from_u32(16));
             config.max_concurrent_uni_streams(VarInt::from_u32(0));
             let mut cubic = CubicConfig::default();

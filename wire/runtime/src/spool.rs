@@ -139,10 +139,10 @@ impl Spool {
     }
 
     fn note_hole(&mut self, start: u64, end: u64) {
+        let full = self.holes.len() >= HOLES;
         match self.holes.last_mut() {
             _ if start >= end => {}
-            Some(last) if last.end >= start => last.end = last.end.max(end),
-            Some(last) if self.holes.len() >= HOLES => last.end = end,
+            Some(last) if full || last.end >= start => last.end = last.end.max(end),
             _ => self.holes.push(start..end),
         }
     }

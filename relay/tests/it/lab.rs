@@ -1,0 +1,298 @@
+//! Hubs and nodes small enough to see through, around a real relay.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use cortex_relay::{Options, Relay};
+use cortex_runtime::{
+    clock,
+    lifecycle::Lifecycle,
+    link::{self, Link, LinkError},
+    quic::{self, Prefix, Purpose},
+    socket::{NodeSocket, Role},
+};
+use cortex_wire::{
+    close::CloseCode,
+    id::{HubId, NodeId},
+    invite::RelayEndpoint,
+    key::{SecretKey, state_key},
+    route::{RelayTag, Route},
+    schema::{
+        AdmissionAnswer, FromRelay, HubCredential, KeyPurpose, LinkRefused, Signed, ToRelay, admission_answer::Answer, from_relay,
+        link_hello::Credential, to_relay,
+    },
+    ticket,
+};
+use quinn::{Connection, Endpoint};
+use tokio::{
+    net::UdpSocket,
+    sync::{Mutex as AsyncMutex, mpsc},
+};
+
+pub fn key(seed: u8) -> SecretKey {
+    SecretKey::from_seed([seed; 32])
+}
+
+/// The hub's purpose keys are made from its number.
+fn purpose_key(hub: u8, purpose: KeyPurpose) -> SecretKey {
+    SecretKey::from_seed([hub.wrapping_mul(7).wrapping_add(100 + purpose as u8); 32])
+}
+
+fn statements(hub: u8) -> Vec<Signed> {
+    let state = |purpose| state_key(&key(hub), purpose, &purpose_key(hub, purpose).public(), 1, 0, 0);
+    vec![state(KeyPurpose::Transport), state(KeyPurpose::Ticket)]
+}
+
+pub struct Lab {
+    pub relay: Arc<Relay>,
+    pub address: SocketAddr,
+    lifecycle: Lifecycle,
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.lifecycle.stop();
+    }
+}
+
+/// A node or a hub with its link.
+#[derive(Debug)]
+pub struct Member {
+    pub link: Arc<LinkEnd>,
+    endpoint: Endpoint,
+    virtual_address: SocketAddr,
+    key: SecretKey,
+    root: SecretKey,
+    orders: Option<mpsc::Sender<ToRelay>>,
+}
+
+#[derive(Debug)]
+pub struct LinkEnd {
+    connection: Connection,
+    pings: AsyncMutex<Option<Link>>,
+}
+
+impl Member {
+    pub fn connection(&self) -> &Connection {
+        &self.link.connection
+    }
+
+    /// Speaks on the link, without waiting for an answer.
+    pub async fn ping(&self) {
+        if let Some(link) = &mut *self.link.pings.lock().await {
+            let _ = link.writer.send(&ToRelay { frame: Some(to_relay::Frame::Ping(1)) }).await;
+        }
+    }
+
+    pub async fn revoke(&mut self, node: &SecretKey) {
+        let order = ToRelay { frame: Some(to_relay::Frame::Revoke(node.public().to_bytes())) };
+        self.orders.as_ref().expect("a hub").send(order).await.unwrap();
+    }
+}
+
+impl Lab {
+    /// A relay that serves these hubs.
+    pub async fn start(hubs: &[u8]) -> Self {
+        let relay = Relay::bind(Options {
+            listen: ([127, 0, 0, 1], 0).into(),
+            key: key(200),
+            region: "lab".into(),
+            hubs: hubs.iter().map(|hub| HubId::from(key(*hub).public())).collect(),
+            max_links: 100,
+            bytes_per_second: 0,
+        })
+        .unwrap();
+        let lifecycle = Lifecycle::new();
+        tokio::spawn(relay.clone().run(lifecycle.clone()));
+        let address = relay.local_addr().unwrap();
+        Self { relay, address, lifecycle }
+    }
+
+    fn endpoint_of(&self, address: SocketAddr) -> RelayEndpoint {
+        RelayEndpoint { address: address.to_string(), id: self.relay.id(), region: String::new() }
+    }
+
+    pub fn ticket(&self, hub: u8, node: &SecretKey, life_ms: i64) -> Signed {
+        let until = clock::now_ms() + life_ms;
+        let hub_id = key(hub).public().into();
+        ticket::issue(&purpose_key(hub, KeyPurpose::Ticket), &hub_id, &self.relay.id(), &node.public().into(), until, false)
+    }
+
+    async fn dial(
+        &self,
+        own: &SecretKey,
+        hub: u8,
+        credential: Option<Credential>,
+        role: Role,
+        root: &SecretKey,
+        at: SocketAddr,
+    ) -> Result<(Member, Link), LinkError> {
+        let socket = NodeSocket::bind(role).unwrap();
+        let prefix = Prefix::Route(Route::of(&root.public()));
+        let server = (role == Role::Hub).then(|| quic::server_config(own, Purpose::Mesh).unwrap());
+        let config = quic::endpoint_config(prefix, &clock::random());
+        let endpoint = Endpoint::new_with_abstract_socket(config, server, socket.clone(), Arc::new(quinn::TokioRuntime)).unwrap();
+        let relay = self.endpoint_of(at);
+        let tag = RelayTag::of(relay.id.key());
+        let virtual_address = socket.relay_path(tag, at);
+        socket.activate(tag);
+        let hello = link::hello("lab 0", &key(hub).public().into(), credential);
+        let link = link::dial(&endpoint, virtual_address, &relay, own, hello).await?;
+        let end = Arc::new(LinkEnd { connection: link.connection.clone(), pings: AsyncMutex::default() });
+        Ok((Member { link: end, endpoint, virtual_address, key: own.clone(), root: root.clone(), orders: None }, link))
+    }
+
+    pub async fn link(&self, node: &SecretKey, hub: u8, credential: Option<Credential>) -> Result<Member, LinkError> {
+        let (member, link) = self.dial(node, hub, credential, Role::Peer, node, self.address).await?;
+        *member.link.pings.lock().await = Some(link);
+        Ok(member)
+    }
+
+    pub async fn link_as_hub(&self, own: &SecretKey, hub: u8, root: &SecretKey) -> Result<Member, LinkError> {
+        let credential = Credential::Hub(HubCredential { statements: statements(hub), instance: 1 });
+        self.dial(own, hub, Some(credential), Role::Hub, root, self.address).await.map(|(member, _)| member)
+    }
+
+    /// A hub that admits node 11 and echoes on every stream.
+    pub async fn hub(&self, hub: u8) -> Member {
+        let own = purpose_key(hub, KeyPurpose::Transport);
+        let credential = Credential::Hub(HubCredential { statements: statements(hub), instance: 1 });
+        let (mut member, link) = self.dial(&own, hub, Some(credential), Role::Hub, &key(hub), self.address).await.unwrap();
+        let (orders, mut outgoing) = mpsc::channel::<ToRelay>(8);
+        member.orders = Some(orders);
+        let ticket = self.ticket(hub, &key(11), 60_000);
+        tokio::spawn(async move {
+            let Link { mut reader, mut writer, connection: _kept, .. } = link;
+            loop {
+                tokio::select! {
+                    Some(order) = outgoing.recv() => writer.send(&order).await.unwrap(),
+                    frame = reader.next::<FromRelay>() => {
+                        let Ok(Some(frame)) = frame else { return };
+                        let Some(from_relay::Frame::Admission(admission)) = frame.frame else { continue };
+                        let known = NodeId::from_slice(&admission.node_key).unwrap() == NodeId::from(key(11).public());
+                        let refused = LinkRefused { code: "node_unknown".into(), ..LinkRefused::default() };
+                        let answer = if known { Answer::Ticket(ticket.clone()) } else { Answer::Refused(refused) };
+                        let answer = AdmissionAnswer { request: admission.request, answer: Some(answer) };
+                        writer.send(&ToRelay { frame: Some(to_relay::Frame::Admission(answer)) }).await.unwrap();
+                    }
+                }
+            }
+        });
+        let endpoint = member.endpoint.clone();
+        tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                tokio::spawn(async move {
+                    let connection = incoming.await.ok()?;
+                    // Nodes may open no stream, so the hub opens one and echoes what comes back.
+                    let (mut send, mut recv) = connection.open_bi().await.ok()?;
+                    send.write_all(b"!").await.ok()?;
+                    let mut buffer = [0; 1024];
+                    while let Ok(Some(read)) = recv.read(&mut buffer).await {
+                        send.write_all(&buffer[..read]).await.ok()?;
+                    }
+                    Some(())
+                });
+            }
+        });
+        member
+    }
+
+    /// A node that the hub admits (11), or one with a ticket.
+    pub async fn node(&self, hub: u8, seed: u8) -> Result<Member, LinkError> {
+        self.node_at(hub, seed, self.address).await
+    }
+
+    pub async fn node_at(&self, hub: u8, seed: u8, at: SocketAddr) -> Result<Member, LinkError> {
+        let node = key(seed);
+        let credential = (seed != 11).then(|| Credential::Ticket(self.ticket(hub, &node, 60_000)));
+        let (member, link) = self.dial(&node, hub, credential, Role::Peer, &node, at).await?;
+        *member.link.pings.lock().await = Some(link);
+        Ok(member)
+    }
+
+    /// A QUIC connection to the relay that never says hello.
+    pub async fn connect_only(&self, node: &SecretKey) -> Member {
+        let socket = NodeSocket::bind(Role::Peer).unwrap();
+        let config = quic::endpoint_config(Prefix::Route(Route::of(&node.public())), &clock::random());
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket.clone(), Arc::new(quinn::TokioRuntime)).unwrap();
+        let tag = RelayTag::of(self.relay.id().key());
+        let virtual_address = socket.relay_path(tag, self.address);
+        let config = quic::client_config(node, Some(*self.relay.id().key()), Prefix::Relay(tag), Purpose::Link).unwrap();
+        let connection = endpoint.connect_with(config, virtual_address, "lab.invalid").unwrap().await.unwrap();
+        let link = Arc::new(LinkEnd { connection, pings: AsyncMutex::default() });
+        Member { link, endpoint, virtual_address, key: node.clone(), root: node.clone(), orders: None }
+    }
+
+    async fn mesh(&self, from: &Member, to: &Member) -> Result<Connection, quinn::ConnectionError> {
+        let prefix = Prefix::Route(Route::of(&to.root.public()));
+        let config = quic::client_config(&from.key, None, prefix, Purpose::Mesh).unwrap();
+        from.endpoint.connect_with(config, from.virtual_address, "lab.invalid").unwrap().await
+    }
+
+    pub async fn reaches(&self, from: &Member, to: &Member) -> bool {
+        matches!(tokio::time::timeout(Duration::from_secs(1), self.mesh(from, to)).await, Ok(Ok(_)))
+    }
+
+    pub async fn echo(&self, node: &Member, hub: &Member, message: &[u8]) -> Vec<u8> {
+        let connection = self.mesh(node, hub).await.unwrap();
+        let (mut send, mut recv) = connection.accept_bi().await.unwrap();
+        send.write_all(message).await.unwrap();
+        let mut answer = vec![0; 1 + message.len()];
+        recv.read_exact(&mut answer).await.unwrap();
+        answer.split_off(1)
+    }
+
+    pub async fn close_code(&self, link: &LinkEnd) -> Option<CloseCode> {
+        match tokio::time::timeout(Duration::from_secs(5), link.connection.closed()).await.expect("the relay closes the link") {
+            quinn::ConnectionError::ApplicationClosed(close) => CloseCode::from_number(close.error_code.into_inner()),
+            _ => None,
+        }
+    }
+
+    /// A NAT in user space in front of the relay, whose outer port can change.
+    pub async fn behind_nat(&self) -> (Nat, SocketAddr) {
+        let inner = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        let address = inner.local_addr().unwrap();
+        let nat = Nat { inner, relay: self.address, outer: Arc::default(), client: Arc::default() };
+        nat.rebind().await;
+        let (inner, outer, client, relay) = (nat.inner.clone(), nat.outer.clone(), nat.client.clone(), nat.relay);
+        tokio::spawn(async move {
+            let mut buffer = [0; 65_536];
+            while let Ok((len, from)) = inner.recv_from(&mut buffer).await {
+                *client.lock().unwrap() = Some(from);
+                let outer = outer.lock().unwrap().clone();
+                if let Some(outer) = outer {
+                    let _ = outer.send_to(&buffer[..len], relay).await;
+                }
+            }
+        });
+        (nat, address)
+    }
+}
+
+pub struct Nat {
+    inner: Arc<UdpSocket>,
+    relay: SocketAddr,
+    outer: Arc<Mutex<Option<Arc<UdpSocket>>>>,
+    client: Arc<Mutex<Option<SocketAddr>>>,
+}
+
+impl Nat {
+    pub async fn rebind(&self) {
+        let outer = Arc::new(UdpSocket::bind("127.0.0.1:0").await.unwrap());
+        *self.outer.lock().unwrap() = Some(outer.clone());
+        let (inner, client) = (self.inner.clone(), self.client.clone());
+        tokio::spawn(async move {
+            let mut buffer = [0; 65_536];
+            while let Ok((len, _)) = outer.recv_from(&mut buffer).await {
+                let to = *client.lock().unwrap();
+                if let Some(to) = to {
+                    let _ = inner.send_to(&buffer[..len], to).await;
+                }
+            }
+        });
+    }
+}
