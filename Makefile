@@ -1,3 +1,26 @@
-.PHONY: test
+# make demo   build everything, run the main job, and leave a hub running until Ctrl-C
+# make test   install what the tests need, then everything that CI runs
+# make check  formatting and lints
+# make bench  benchmarks against other tools: bench/results/*.json and docs/benchmarks.md
+
+.PHONY: demo build check test bench
+
+demo: build
+	./target/debug/cortex-hub demo
+
+build:
+	cargo build --workspace --bins
+
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
 test:
+	./scripts/setup-test.sh
+	$(MAKE) check
+	cargo build --workspace --bins
 	cargo nextest run --workspace
+
+bench:
+	cargo build --release --workspace --bins
+	./target/release/cortex-bench all

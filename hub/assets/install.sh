@@ -189,10 +189,10 @@ main() {
 
     if [ -z "$start" ]; then
         say "start it with: $program run --config $config$root_flag"
-    elif [ -n "$service" ]; then
-        start_service
     elif [ -n "$root" ] && [ -z "$root_flag" ]; then
         say "not started: the peer does not run as root. Run this script as the user whose machine it is, or add --allow-root"
+    elif [ -n "$service" ]; then
+        start_service
     else
         say "starting; Ctrl-C stops the peer"
         # shellcheck disable=SC2086 # the flag is one word or none

@@ -1,13 +1,28 @@
-//! Users, logins, API tokens, and who acts.
+//! Users, and who acts.
+//!
+//! [`credential`] answers for login sessions and API tokens, `password` for the slow hash, `secret` for random texts. Random secrets are
+//! stored as BLAKE3 hashes, passwords as Argon2id.
 
+use cortex_runtime::clock::random;
 use cortex_wire::id::UserId;
+use subtle::ConstantTimeEq as _;
 
 use crate::{
+    change::Change,
     failure::{Failure, Kind, Refused},
     hub::Hub,
-    record::{ApiToken, Role, Scope, User},
-    store::StoreError,
+    record::{
+        Digest, Role, Scope, SetupToken, User,
+        tables::{SETUP, USER_NAMES, USERS},
+    },
+    store::{Order, ReadTx, Span, StoreError},
 };
+
+pub mod credential;
+mod password;
+mod secret;
+
+pub use credential::{Login, Logins, NewToken};
 
 /// On whose behalf an operation is done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +39,8 @@ pub struct Actor {
     pub token: Option<String>,
     /// How far that token reaches; every scope for a login session.
     pub scopes: Vec<Scope>,
+    /// The login session they came with.
+    pub(crate) login: Option<Digest>,
 }
 
 impl Actor {
@@ -35,6 +52,11 @@ impl Actor {
             Role::Admin => true,
         };
         by_role && self.scopes.contains(&scope)
+    }
+
+    /// As the audit log names them.
+    pub fn subject(&self) -> String {
+        format!("user:{}", self.user)
     }
 
     /// Refuses unless account and token reach that far.
@@ -113,28 +135,6 @@ impl Failure for AccountError {
     }
 }
 
-/// A fresh login.
-#[derive(Debug, Clone)]
-pub struct Login {
-    /// For the cookie. Shown once.
-    pub secret: String,
-    /// Who.
-    pub user: User,
-    /// Not good after this, however busy.
-    pub expires_at_ms: i64,
-}
-
-/// A token to be made.
-#[derive(Debug, Clone)]
-pub struct NewToken {
-    /// A label.
-    pub name: String,
-    /// How far it reaches.
-    pub scopes: Vec<Scope>,
-    /// How long it is good; `None`: until it is revoked.
-    pub expires_in_ms: Option<i64>,
-}
-
 /// A user to be made.
 #[derive(Debug, Clone)]
 pub struct NewUser {
@@ -157,9 +157,41 @@ pub struct UserUpdate {
     pub password: Option<String>,
 }
 
-/// Credentials seen lately, and the queue in front of the password hash.
-#[derive(Debug, Default)]
-pub struct Logins {}
+/// A login name as it is stored: lower case, and only what can be typed.
+fn login_name(name: &str) -> Result<String, Refused> {
+    let name = name.trim().to_lowercase();
+    let typable = |c: char| c.is_ascii_alphanumeric() || "._-@+".contains(c);
+    if (1..=64).contains(&name.len()) && name.chars().all(typable) {
+        Ok(name)
+    } else {
+        Err(Refused::Invalid("a login name has 1 to 64 letters, digits or . _ - @ +".into()))
+    }
+}
+
+/// A user by login name.
+pub(crate) fn find_user(tx: &dyn ReadTx, name: &str) -> Result<User, Refused> {
+    let id = USER_NAMES.get(tx, login_name(name)?.as_str())?.ok_or(Refused::NotFound("user"))?;
+    USERS.get(tx, &id)?.ok_or(Refused::NotFound("user"))
+}
+
+fn insert_user(change: &mut Change<'_>, name: String, role: Role, password_hash: String) -> Result<User, AccountError> {
+    if USER_NAMES.get(change.tx, &name)?.is_some() {
+        return Err(AccountError::NameTaken(name));
+    }
+    let user = User { id: UserId::new(change.now_ms, random()), name, role, password_hash, created_at_ms: change.now_ms, disabled: false };
+    USERS.put(change.tx, &user.id, &user)?;
+    USER_NAMES.put(change.tx, &user.name, &user.id)?;
+    change.audit("user.create", &format!("user:{}", user.id), user.name.as_bytes())?;
+    Ok(user)
+}
+
+fn anybody(tx: &dyn ReadTx) -> Result<bool, StoreError> {
+    Ok(USERS.last(tx, &Span::all())?.is_some())
+}
+
+fn is_setup_token(tx: &dyn ReadTx, hash: Digest) -> Result<bool, StoreError> {
+    Ok(SETUP.get(tx, "setup")?.is_some_and(|stored| stored.hash.0.ct_eq(&hash.0).into()))
+}
 
 impl Hub {
     /// Whether there is a user.
@@ -167,7 +199,7 @@ impl Hub {
     /// # Errors
     /// [`StoreError`].
     pub async fn is_set_up(&self) -> Result<bool, StoreError> {
-        todo!()
+        self.db.read(anybody).await
     }
 
     /// A new one-time setup token, to be printed; `None` when the hub is set up. The one before is void.
@@ -175,7 +207,16 @@ impl Hub {
     /// # Errors
     /// [`StoreError`].
     pub async fn setup_token(&self) -> Result<Option<String>, StoreError> {
-        todo!()
+        self.db
+            .write(|tx| {
+                if anybody(tx)? {
+                    return Ok(None);
+                }
+                let text = secret::fresh();
+                SETUP.put(tx, "setup", &SetupToken { hash: secret::hash(&text) })?;
+                Ok(Some(text))
+            })
+            .await
     }
 
     /// Makes the first administrator, and logs them in.
@@ -183,71 +224,29 @@ impl Hub {
     /// # Errors
     /// [`AccountError`].
     pub async fn setup(&self, token: &str, name: &str, password: &str, agent: &str) -> Result<Login, AccountError> {
-        let _ = (token, name, password, agent);
-        todo!()
-    }
-
-    /// Logs in with a password.
-    ///
-    /// # Errors
-    /// [`AccountError`].
-    pub async fn login(&self, name: &str, password: &str, agent: &str) -> Result<Login, AccountError> {
-        let _ = (name, password, agent);
-        todo!()
-    }
-
-    /// Ends a login session; one that does not exist is fine.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn logout(&self, secret: &str) -> Result<(), StoreError> {
-        let _ = secret;
-        todo!()
-    }
-
-    /// Who sent this cookie.
-    ///
-    /// # Errors
-    /// [`AccountError::BadCredential`].
-    pub async fn authenticate_session(&self, secret: &str) -> Result<Actor, AccountError> {
-        let _ = secret;
-        todo!()
-    }
-
-    /// Who sent this API token.
-    ///
-    /// # Errors
-    /// [`AccountError::BadCredential`].
-    pub async fn authenticate_token(&self, text: &str) -> Result<Actor, AccountError> {
-        let _ = text;
-        todo!()
-    }
-
-    /// Makes an API token for the actor. Its text is not stored.
-    ///
-    /// # Errors
-    /// [`AccountError`].
-    pub async fn create_token(&self, actor: &Actor, new: NewToken) -> Result<(ApiToken, String), AccountError> {
-        let _ = (actor, new);
-        todo!()
-    }
-
-    /// The actor's tokens.
-    ///
-    /// # Errors
-    /// [`AccountError`].
-    pub async fn tokens(&self, actor: &Actor) -> Result<Vec<ApiToken>, AccountError> {
-        let _ = actor;
-        todo!()
-    }
-
-    /// Revokes one of the actor's tokens.
-    ///
-    /// # Errors
-    /// [`AccountError`].
-    pub async fn revoke_token(&self, actor: &Actor, id: &str) -> Result<(), AccountError> {
-        let _ = (actor, id);
-        todo!()
+        let name = login_name(name)?;
+        let (hash, agent) = (secret::hash(token.trim()), agent.to_owned());
+        let (set_up, fits) = self.db.read(move |tx| Ok::<_, StoreError>((anybody(tx)?, is_setup_token(tx, hash)?))).await?;
+        if set_up {
+            return Err(AccountError::AlreadySetUp);
+        }
+        if !fits {
+            return Err(AccountError::BadSetupToken);
+        }
+        let password_hash = self.logins.passwords.hash(password).await?;
+        self.change("hub".into(), move |change| {
+            if anybody(change.tx)? {
+                return Err(AccountError::AlreadySetUp);
+            }
+            if !is_setup_token(change.tx, hash)? {
+                return Err(AccountError::BadSetupToken);
+            }
+            SETUP.delete(change.tx, "setup")?;
+            let user = insert_user(change, name, Role::Admin, password_hash)?;
+            let (secret, expires_at_ms) = credential::begin_login(change.tx, user.id, &agent, change.now_ms)?;
+            Ok(Login { secret, user, expires_at_ms })
+        })
+        .await
     }
 
     /// Makes a user. For administrators.
@@ -255,17 +254,42 @@ impl Hub {
     /// # Errors
     /// [`AccountError`].
     pub async fn create_user(&self, actor: &Actor, new: NewUser) -> Result<User, AccountError> {
-        let _ = (actor, new);
-        todo!()
+        actor.must(Scope::Admin)?;
+        let name = login_name(&new.name)?;
+        let password_hash = self.logins.passwords.hash(&new.password).await?;
+        self.change(actor.subject(), move |change| insert_user(change, name, new.role, password_hash)).await
     }
 
-    /// Changes a user. For administrators.
+    /// Changes a user. For administrators. A new password, and being shut out, end their login sessions.
     ///
     /// # Errors
     /// [`AccountError`].
     pub async fn update_user(&self, actor: &Actor, id: UserId, update: UserUpdate) -> Result<User, AccountError> {
-        let _ = (actor, id, update);
-        todo!()
+        actor.must(Scope::Admin)?;
+        let password_hash = match &update.password {
+            Some(password) => Some(self.logins.passwords.hash(password).await?),
+            None => None,
+        };
+        let user = self
+            .change(actor.subject(), move |change| {
+                let mut user = USERS.get(change.tx, &id)?.ok_or(Refused::NotFound("user"))?;
+                user.role = update.role.unwrap_or(user.role);
+                user.disabled = update.disabled.unwrap_or(user.disabled);
+                if user.disabled || password_hash.is_some() {
+                    credential::end_logins(change.tx, id, None)?;
+                }
+                user.password_hash = password_hash.unwrap_or(user.password_hash);
+                USERS.put(change.tx, &id, &user)?;
+                let users = USERS.list(change.tx, &Span::all(), Order::Ascending, usize::MAX)?;
+                if !users.iter().any(|user| user.role == Role::Admin && !user.disabled) {
+                    return Err(AccountError::LastAdmin);
+                }
+                change.audit("user.update", &format!("user:{id}"), format!("{:?} {}", user.role, user.disabled).as_bytes())?;
+                Ok(user)
+            })
+            .await?;
+        self.logins.forget();
+        Ok(user)
     }
 
     /// Sets the actor's own password; their other login sessions end.
@@ -273,17 +297,34 @@ impl Hub {
     /// # Errors
     /// [`AccountError`].
     pub async fn change_password(&self, actor: &Actor, old: &str, new: &str) -> Result<(), AccountError> {
-        let _ = (actor, old, new);
-        todo!()
+        let user = self.user(actor.user).await?.ok_or(AccountError::BadCredential)?;
+        let Some(login) = actor.login else {
+            return Err(Refused::Forbidden("a password is changed by a person who is logged in, not by a token").into());
+        };
+        if !self.logins.passwords.verify(old, Some(user.password_hash.clone())).await? {
+            return Err(AccountError::BadLogin);
+        }
+        let hash = self.logins.passwords.hash(new).await?;
+        self.change(actor.subject(), move |change| {
+            let now = USERS.get(change.tx, &user.id)?.filter(|now| now.password_hash == user.password_hash && !now.disabled);
+            let user = User { password_hash: hash, ..now.ok_or(AccountError::BadLogin)? };
+            USERS.put(change.tx, &user.id, &user)?;
+            credential::end_logins(change.tx, user.id, Some(login))?;
+            change.audit("user.password", &format!("user:{}", user.id), b"")?;
+            Ok::<_, AccountError>(())
+        })
+        .await?;
+        self.logins.forget();
+        Ok(())
     }
 
-    /// All users. For administrators.
+    /// All users, in the order in which they were made. For administrators.
     ///
     /// # Errors
     /// [`AccountError`].
     pub async fn users(&self, actor: &Actor) -> Result<Vec<User>, AccountError> {
-        let _ = actor;
-        todo!()
+        actor.must(Scope::Admin)?;
+        Ok(self.db.read(|tx| USERS.list(tx, &Span::all(), Order::Ascending, usize::MAX)).await?)
     }
 
     /// One user by id, for display.
@@ -291,7 +332,6 @@ impl Hub {
     /// # Errors
     /// [`StoreError`].
     pub async fn user(&self, id: UserId) -> Result<Option<User>, StoreError> {
-        let _ = id;
-        todo!()
+        self.db.read(move |tx| USERS.get(tx, &id)).await
     }
 }

@@ -1,1 +1,110 @@
 //! One transaction of the domain: rows, their events, their audit row, and what follows after the commit.
+//!
+//! [`Hub::change`] is how every operation writes. What a [`Change`] collects for live subscribers and for the mesh is released once its
+//! transaction is durable, in commit order, also when whoever asked has gone away meanwhile.
+
+use std::sync::Arc;
+
+use cortex_wire::id::{SessionId, UserId};
+
+use crate::{
+    audit,
+    events::{self, Feeds},
+    hub::Hub,
+    keys::HubKeys,
+    record::{Event, Notice},
+    store::{StoreError, WriteTx},
+};
+
+/// What follows a commit. Must be quick: others wait behind it.
+type Then = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Outbox {
+    events: Vec<Event>,
+    notices: Vec<Notice>,
+    then: Vec<Then>,
+}
+
+impl Outbox {
+    fn release(self, feeds: &Feeds) {
+        for event in self.events {
+            feeds.tell_session(event);
+        }
+        for notice in self.notices {
+            feeds.tell(notice);
+        }
+        for then in self.then {
+            then();
+        }
+    }
+}
+
+/// A transaction under way.
+pub(crate) struct Change<'a> {
+    /// Where rows are read and written.
+    pub(crate) tx: &'a mut dyn WriteTx,
+    /// The time of everything in it.
+    pub(crate) now_ms: i64,
+    by: &'a str,
+    keys: &'a HubKeys,
+    outbox: Outbox,
+}
+
+impl Change<'_> {
+    /// Adds a row to a session's log.
+    pub(crate) fn event(&mut self, session: SessionId, kind: &str, data: serde_json::Value) -> Result<Event, StoreError> {
+        let event = events::append(self.tx, session, self.now_ms, kind, data)?;
+        self.outbox.events.push(event.clone());
+        Ok(event)
+    }
+
+    /// Adds a row to the hub-wide feed, for these users.
+    pub(crate) fn notice(&mut self, audience: Vec<UserId>, kind: &str, data: serde_json::Value) -> Result<(), StoreError> {
+        let notice = events::notify(self.tx, audience, self.now_ms, kind, data)?;
+        self.outbox.notices.push(notice);
+        Ok(())
+    }
+
+    /// Adds a link to the audit chain. `detail` is hashed, not stored.
+    pub(crate) fn audit(&mut self, verb: &str, object: &str, detail: &[u8]) -> Result<(), StoreError> {
+        audit::append(self.tx, self.keys, self.now_ms, audit::Act { actor: self.by, verb, object, detail })
+    }
+
+    /// Runs `then` after the commit.
+    pub(crate) fn then(&mut self, then: impl FnOnce() + Send + 'static) {
+        self.outbox.then.push(Box::new(then));
+    }
+}
+
+impl Hub {
+    /// Runs `work` in one durable transaction on behalf of `by` ("user:…", "node:…", "hub").
+    pub(crate) async fn change<T, E>(&self, by: String, work: impl FnOnce(&mut Change<'_>) -> Result<T, E> + Send + 'static) -> Result<T, E>
+    where
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        self.change_later(by, work).await
+    }
+
+    /// The same, as a future that does not borrow the hub.
+    pub(crate) fn change_later<T, E, W>(&self, by: String, work: W) -> impl Future<Output = Result<T, E>> + Send + use<T, E, W>
+    where
+        W: FnOnce(&mut Change<'_>) -> Result<T, E> + Send + 'static,
+        T: Send + 'static,
+        E: From<StoreError> + Send + 'static,
+    {
+        let now_ms = self.now_ms();
+        let (db, keys, feeds) = (self.db.clone(), Arc::clone(&self.keys), self.feeds.clone());
+        let work = move |tx: &mut dyn WriteTx| {
+            let mut change = Change { tx, now_ms, by: &by, keys: &keys, outbox: Outbox::default() };
+            let value = work(&mut change)?;
+            Ok((value, change.outbox))
+        };
+        let release = move |(value, outbox): (T, Outbox)| {
+            outbox.release(&feeds);
+            value
+        };
+        async move { db.write_then(work, release).await }
+    }
+}

@@ -1,11 +1,14 @@
 //! The hub's shared state, and what the domain asks of the mesh.
 
 use std::{
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
+    time::Duration,
 };
 
 use bytes::Bytes;
+use cortex_runtime::keyfile;
 use cortex_wire::{
     id::{HubId, NodeId, TaskId},
     invite::RelayEndpoint,
@@ -13,13 +16,16 @@ use cortex_wire::{
 use futures_util::future::BoxFuture;
 
 use crate::{
-    account::Logins,
+    account::{self, Logins},
     events::Feeds,
     failure::{Failure, Kind},
+    invite,
     keys::{HubKeys, KeysError},
     output::Outputs,
     presence::PresenceTable,
-    store::{Db, StoreError},
+    record::{Task, tables::PROBE},
+    store::{Db, StoreError, migrate, redb::RedbStore},
+    task,
 };
 
 /// Whether a node takes a task now.
@@ -101,7 +107,8 @@ pub trait Mesh: Send + Sync + 'static {
     fn release(&self, node: NodeId);
     /// Sends a leased task to its node (its slot is reserved), or queues it until a slot is free or the node is back. Called on the
     /// store's thread after the commit, inside the runtime's context: it must be quick.
-    fn deliver(&self, task: TaskId, node: NodeId, leased: bool);
+    /// The whole record comes along, so that the mesh need not read it again.
+    fn deliver(&self, task: Task, leased: bool);
     /// Asks the node to end a task.
     fn cancel(&self, task: TaskId, node: NodeId, reason: String);
     /// Sends standard input from `offset`; answers where the next byte belongs.
@@ -187,7 +194,7 @@ pub struct Hub {
     /// What is stored.
     pub db: Db,
     /// The hub's keys.
-    pub keys: HubKeys,
+    pub keys: Arc<HubKeys>,
     /// Live subscribers.
     pub feeds: Feeds,
     /// Which nodes are there.
@@ -198,6 +205,30 @@ pub struct Hub {
     options: HubOptions,
     data_dir: PathBuf,
     mesh: OnceLock<Arc<dyn Mesh>>,
+    /// Held as long as the hub lives.
+    _lock: File,
+}
+
+/// What lies in the data directory.
+struct Foundation {
+    keys: HubKeys,
+    store: RedbStore,
+    lock: File,
+}
+
+impl Foundation {
+    fn open(dir: &Path, now_ms: i64) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::DataDir { path: dir.to_owned(), source };
+        keyfile::make_private_dir(dir).map_err(failed)?;
+        let lock = File::create(dir.join("lock")).map_err(failed)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => OpenError::InUse { path: dir.to_owned() },
+            TryLockError::Error(source) => failed(source),
+        })?;
+        let keys = HubKeys::open(&dir.join("keys"), now_ms)?;
+        let store = RedbStore::open(&dir.join("hub.redb"), migrate::CURRENT)?;
+        Ok(Self { keys, store, lock })
+    }
 }
 
 impl std::fmt::Debug for Hub {
@@ -212,8 +243,25 @@ impl Hub {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(data_dir: &Path, options: HubOptions) -> Result<Arc<Self>, OpenError> {
-        let _ = (data_dir, options);
-        todo!()
+        let dir = data_dir.to_owned();
+        let now_ms = options.clock.now_ms();
+        let opened = tokio::task::spawn_blocking(move || Foundation::open(&dir, now_ms)).await;
+        let Foundation { keys, store, lock } = opened.map_err(|_| StoreError::Panicked)??;
+        let db = Db::new(Arc::new(store));
+        let hub = Arc::new(Self {
+            outputs: Outputs::new(data_dir.join("output"), db.clone()),
+            db,
+            keys: Arc::new(keys),
+            feeds: Feeds::default(),
+            presence: PresenceTable::default(),
+            logins: Logins::default(),
+            options,
+            data_dir: data_dir.to_owned(),
+            mesh: OnceLock::new(),
+            _lock: lock,
+        });
+        tokio::spawn(sweep_hourly(Arc::downgrade(&hub)));
+        Ok(hub)
     }
 
     /// The hub's id: its root public key.
@@ -251,12 +299,40 @@ impl Hub {
         self.mesh.get()
     }
 
+    /// Removes what only took time to become worthless: login sessions, old invites, idempotency keys. Called every hour by the hub itself.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn sweep(&self) -> Result<(), StoreError> {
+        let now_ms = self.now_ms();
+        self.db
+            .write(move |tx| {
+                account::credential::sweep(tx, now_ms)?;
+                invite::sweep(tx, now_ms)?;
+                task::sweep(tx, now_ms)
+            })
+            .await
+    }
+
     /// A real round trip through the store, for readiness.
     ///
     /// # Errors
     /// [`StoreError`].
     pub async fn check_store(&self) -> Result<(), StoreError> {
-        todo!()
+        let now = self.now_ms();
+        self.db.write(move |tx| PROBE.put(tx, "readyz", &now)).await?;
+        self.db.read(|tx| PROBE.get(tx, "readyz")).await.map(drop)
+    }
+}
+
+async fn sweep_hourly(hub: Weak<Hub>) {
+    let mut hours = tokio::time::interval(Duration::from_secs(60 * 60));
+    loop {
+        hours.tick().await;
+        let Some(hub) = hub.upgrade() else { return };
+        if let Err(error) = hub.sweep().await {
+            tracing::warn!(%error, "could not remove expired rows");
+        }
     }
 }
 

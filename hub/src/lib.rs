@@ -16,20 +16,29 @@
 //! | [`presence`] | which nodes are there, in memory |
 //! | [`output`] | what tasks print |
 //! | [`events`] | numbered feeds, and following them live |
+//! | [`mesh`] | the network side: relays, connections of nodes, delivery of tasks |
+//! | [`api`] | the web surface |
+//! | [`config`], [`serve`], [`operator`] | the program's settings, its parts put together, and what is done without them |
 //! | [`audit`] | the hash chain of what was done by whom |
 
 pub mod account;
+pub mod api;
 pub mod audit;
 pub mod change;
+pub mod config;
+pub mod demo;
 pub mod events;
 pub mod failure;
 pub mod hub;
 pub mod invite;
 pub mod keys;
+pub mod mesh;
 pub mod node;
+pub mod operator;
 pub mod output;
 pub mod presence;
 pub mod record;
+pub mod serve;
 pub mod session;
 pub mod store;
 pub mod task;

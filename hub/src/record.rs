@@ -15,6 +15,8 @@ use cortex_wire::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod tables;
+
 /// What an account may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -701,4 +703,43 @@ pub struct IdempotencyEntry {
     pub task: TaskId,
     /// When.
     pub created_at_ms: i64,
+}
+
+/// The hash of the setup token that was printed last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetupToken {
+    /// BLAKE3 of its text.
+    pub hash: Digest,
+}
+
+/// What is stored of a task's output.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRecord {
+    /// Standard output.
+    pub stdout: StreamRecord,
+    /// Standard error.
+    pub stderr: StreamRecord,
+    /// Nothing more will come.
+    pub sealed: bool,
+}
+
+/// What is stored of one stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StreamRecord {
+    /// All of it, base64.
+    Inline(String),
+    /// In a file.
+    File {
+        /// Length of the whole stream.
+        total: u64,
+        /// What is missing in it.
+        holes: Vec<std::ops::Range<u64>>,
+    },
+}
+
+impl Default for StreamRecord {
+    fn default() -> Self {
+        Self::Inline(String::new())
+    }
 }

@@ -18,6 +18,8 @@ use std::{
 use cortex_wire::id::{InviteId, NodeId, SessionId, TaskId, UserId};
 use serde::{Serialize, de::DeserializeOwned};
 
+use crate::record::Digest;
+
 #[cfg(test)]
 mod contract;
 pub mod migrate;
@@ -48,6 +50,9 @@ pub enum StoreError {
     /// The store is closing.
     #[error("the store is closed")]
     Closed,
+    /// Too many transactions wait.
+    #[error("the store is overloaded; try again in a moment")]
+    Busy,
     /// Written by a newer program.
     #[error("the store has schema {found}, this program knows up to {known}; run the newer cortex-hub, or restore the backup made before the upgrade")]
     Newer {
@@ -228,6 +233,12 @@ pub trait Key {
     fn key(&self) -> Cow<'_, [u8]>;
 }
 
+impl<K: Key + ?Sized> Key for &K {
+    fn key(&self) -> Cow<'_, [u8]> {
+        (**self).key()
+    }
+}
+
 impl Key for u64 {
     fn key(&self) -> Cow<'_, [u8]> {
         self.to_be_bytes().to_vec().into()
@@ -240,9 +251,15 @@ impl Key for str {
     }
 }
 
-impl Key for [u8; 32] {
+impl Key for String {
     fn key(&self) -> Cow<'_, [u8]> {
-        self.as_slice().into()
+        self.as_bytes().into()
+    }
+}
+
+impl Key for Digest {
+    fn key(&self) -> Cow<'_, [u8]> {
+        self.0.as_slice().into()
     }
 }
 
@@ -265,11 +282,56 @@ macro_rules! uuid_key {
 uuid_key!(TaskId, SessionId, InviteId, UserId);
 
 /// Both keys one behind the other. The first must be of fixed length for the pair to sort.
-impl<A: Key, B: Key + ?Sized> Key for (A, &B) {
+impl<A: Key, B: Key> Key for (A, B) {
     fn key(&self) -> Cow<'_, [u8]> {
         let mut bytes = self.0.key().into_owned();
         bytes.extend_from_slice(&self.1.key());
         bytes.into()
+    }
+}
+
+/// Neighbouring keys of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    low: Bound<Vec<u8>>,
+    high: Bound<Vec<u8>>,
+}
+
+impl Span {
+    /// The whole table.
+    pub fn all() -> Self {
+        Self { low: Bound::Unbounded, high: Bound::Unbounded }
+    }
+
+    /// The keys that begin with this one.
+    pub fn under(prefix: impl Key) -> Self {
+        let low = prefix.key().into_owned();
+        let mut high = low.clone();
+        while high.pop_if(|last| *last == u8::MAX).is_some() {}
+        let high = match high.last_mut() {
+            Some(last) => {
+                *last += 1;
+                Bound::Excluded(high)
+            }
+            None => Bound::Unbounded,
+        };
+        Self { low: Bound::Included(low), high }
+    }
+
+    /// Of these, the keys behind this one.
+    #[must_use]
+    pub fn after(self, key: impl Key) -> Self {
+        Self { low: Bound::Excluded(key.key().into_owned()), ..self }
+    }
+
+    /// Of these, the keys before this one.
+    #[must_use]
+    pub fn before(self, key: impl Key) -> Self {
+        Self { high: Bound::Excluded(key.key().into_owned()), ..self }
+    }
+
+    fn bounds(&self) -> KeyRange<'_> {
+        (self.low.as_ref().map(Vec::as_slice), self.high.as_ref().map(Vec::as_slice))
     }
 }
 
@@ -286,8 +348,12 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Table<K, V> {
         Self { id: TableId { number, name }, types: PhantomData }
     }
 
+    fn row_error(&self, reason: impl std::fmt::Display) -> StoreError {
+        StoreError::Row { table: self.id.name, reason: reason.to_string().into() }
+    }
+
     fn decode(&self, bytes: &[u8]) -> Result<V, StoreError> {
-        serde_json::from_slice(bytes).map_err(|error| StoreError::Row { table: self.id.name, reason: error.to_string().into() })
+        serde_json::from_slice(bytes).map_err(|error| self.row_error(error))
     }
 
     /// The value at a key.
@@ -303,7 +369,7 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Table<K, V> {
     /// # Errors
     /// [`StoreError`].
     pub fn put(&self, tx: &mut dyn WriteTx, key: &K, value: &V) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(value).map_err(|error| StoreError::Row { table: self.id.name, reason: error.to_string().into() })?;
+        let bytes = serde_json::to_vec(value).map_err(|error| self.row_error(error))?;
         tx.put(self.id, &key.key(), &bytes)
     }
 
@@ -313,5 +379,180 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Table<K, V> {
     /// [`StoreError`].
     pub fn delete(&self, tx: &mut dyn WriteTx, key: &K) -> Result<(), StoreError> {
         tx.delete(self.id, &key.key())
+    }
+
+    /// Visits keys (as bytes) and values until `visit` breaks.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn visit(
+        &self,
+        tx: &dyn ReadTx,
+        span: &Span,
+        order: Order,
+        mut visit: impl FnMut(&[u8], V) -> Result<ControlFlow<()>, StoreError>,
+    ) -> Result<(), StoreError> {
+        tx.scan(self.id, span.bounds(), order, &mut |key, value| visit(key, self.decode(value)?))
+    }
+
+    /// The first `limit` values.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn list(&self, tx: &dyn ReadTx, span: &Span, order: Order, limit: usize) -> Result<Vec<V>, StoreError> {
+        let mut values = Vec::new();
+        if limit == 0 {
+            return Ok(values);
+        }
+        self.visit(tx, span, order, |_, value| {
+            values.push(value);
+            Ok(if values.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        Ok(values)
+    }
+
+    /// The value at the highest key.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn last(&self, tx: &dyn ReadTx, span: &Span) -> Result<Option<V>, StoreError> {
+        Ok(self.list(tx, span, Order::Descending, 1)?.pop())
+    }
+
+    /// Removes every key of a span; answers how many.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn clear(&self, tx: &mut dyn WriteTx, span: &Span) -> Result<usize, StoreError> {
+        let mut keys = Vec::new();
+        tx.scan(self.id, span.bounds(), Order::Ascending, &mut |key, _| {
+            keys.push(key.to_vec());
+            Ok(ControlFlow::Continue(()))
+        })?;
+        for key in &keys {
+            tx.delete(self.id, key)?;
+        }
+        Ok(keys.len())
+    }
+}
+
+/// Pairs of ids: which second ones belong to a first one. Both of fixed length, so that a pair's key can be taken apart.
+#[derive(Debug)]
+pub struct Index<A, B> {
+    id: TableId,
+    types: PhantomData<fn(&A) -> B>,
+}
+
+/// A key that can be read back.
+pub trait IdKey: Key + Sized {
+    /// How long it is.
+    const KEY_BYTES: usize;
+
+    /// From its bytes.
+    fn from_key(bytes: &[u8]) -> Option<Self>;
+}
+
+impl IdKey for NodeId {
+    const KEY_BYTES: usize = 32;
+
+    fn from_key(bytes: &[u8]) -> Option<Self> {
+        Self::from_slice(bytes).ok()
+    }
+}
+
+macro_rules! uuid_id_key {
+    ($($id:ty),*) => {$(
+        impl IdKey for $id {
+            const KEY_BYTES: usize = 16;
+
+            fn from_key(bytes: &[u8]) -> Option<Self> {
+                Self::from_slice(bytes).ok()
+            }
+        }
+    )*};
+}
+
+uuid_id_key!(TaskId, SessionId, InviteId, UserId);
+
+impl<A: Key, B: IdKey> Index<A, B> {
+    /// The index of this number.
+    pub const fn new(number: u8, name: &'static str) -> Self {
+        Self { id: TableId { number, name }, types: PhantomData }
+    }
+
+    /// Notes that `b` belongs to `a`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn insert(&self, tx: &mut dyn WriteTx, a: &A, b: &B) -> Result<(), StoreError> {
+        tx.put(self.id, &(a, b).key(), &[])
+    }
+
+    /// Forgets it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn remove(&self, tx: &mut dyn WriteTx, a: &A, b: &B) -> Result<(), StoreError> {
+        tx.delete(self.id, &(a, b).key())
+    }
+
+    /// Whether `b` belongs to `a`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn contains(&self, tx: &dyn ReadTx, a: &A, b: &B) -> Result<bool, StoreError> {
+        Ok(tx.get(self.id, &(a, b).key())?.is_some())
+    }
+
+    /// The first `limit` of those that belong to `a`, within `span` (made with [`Span::under`] `a`).
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn of(&self, tx: &dyn ReadTx, a: &A, span: &Span, order: Order, limit: usize) -> Result<Vec<B>, StoreError> {
+        let mut found = Vec::new();
+        if limit == 0 {
+            return Ok(found);
+        }
+        let skip = a.key().len();
+        tx.scan(self.id, span.bounds(), order, &mut |key, _| {
+            found.push(self.second(key, skip)?);
+            Ok(if found.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        Ok(found)
+    }
+
+    fn second(&self, key: &[u8], first_len: usize) -> Result<B, StoreError> {
+        let id = key.get(first_len..).and_then(B::from_key);
+        id.ok_or_else(|| StoreError::Row { table: self.id.name, reason: "not an id".into() })
+    }
+
+    /// All that belong to anything.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn all(&self, tx: &dyn ReadTx) -> Result<Vec<B>, StoreError> {
+        let mut found = Vec::new();
+        tx.scan(self.id, Span::all().bounds(), Order::Ascending, &mut |key, _| {
+            // All first keys of an index have one length.
+            found.push(self.second(key, key.len().saturating_sub(B::KEY_BYTES))?);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(found)
+    }
+
+    /// Removes all that belong to `a`.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn clear(&self, tx: &mut dyn WriteTx, a: &A) -> Result<(), StoreError> {
+        self.all_of(tx, a)?.iter().try_for_each(|b| self.remove(tx, a, b))
+    }
+
+    /// All that belong to `a`, in order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn all_of(&self, tx: &dyn ReadTx, a: &A) -> Result<Vec<B>, StoreError> {
+        self.of(tx, a, &Span::under(a), Order::Ascending, usize::MAX)
     }
 }

@@ -1,17 +1,44 @@
 //! Tasks: from a dispatch to exactly one final state.
+//!
+//! Every transition is one transaction: the row, an event in the session's log, a notice, and an audit row where somebody acted. What may
+//! become what is [`State::may_become`]'s to say. A dispatch costs one commit: when its node has a free slot the task is stored as leased
+//! at once, and goes to the mesh from the commit itself.
 
+use std::{collections::HashMap, sync::Arc};
+
+use cortex_runtime::clock::random;
 use cortex_wire::{
     id::{NodeId, SessionId, TaskId},
-    schema::{Signed, TaskResponse},
+    limits, schema,
+    schema::{Signed, TaskResponse, task_request, task_response},
+    task::State,
+    text::clean,
 };
+use data_encoding::BASE64;
+use serde_json::json;
 
 use crate::{
     account::Actor,
+    change::Change,
     failure::{Failure, Kind, Refused},
-    hub::Hub,
-    record::{Task, TaskSpec},
-    store::StoreError,
+    hub::{Hub, Mesh, Reservation},
+    node,
+    output::{self, OutputError, Outputs},
+    record::{
+        Digest, Evidence, IdempotencyEntry, Mode, Node, Origin, OutputRecord, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage,
+        tables::{IDEMPOTENCY, NODES, OPEN_TASKS_OF_NODE, OPEN_TASKS_OF_SESSION, SESSIONS, TASKS, TASKS_OF_SESSION},
+    },
+    session,
+    store::{Order, ReadTx, Span, StoreError, WriteTx},
 };
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long a request may be asked for again under its key.
+const IDEMPOTENT_MS: i64 = DAY_MS;
+/// The longest wait for a node.
+const LONGEST_WAIT_MS: u64 = 7 * 24 * 60 * 60 * 1000;
+/// Of a command, in events: enough to recognise it.
+const COMMAND_SHOWN: usize = 200;
 
 /// What somebody wants done.
 #[derive(Debug, Clone)]
@@ -128,9 +155,326 @@ pub enum TransitionError {
     /// The report does not make sense.
     #[error("the report is malformed: {0}")]
     Malformed(&'static str),
+    /// The output.
+    #[error("the task's output could not be stored")]
+    Output(#[from] OutputError),
     /// The store failed.
     #[error("the hub's store failed")]
     Store(#[from] StoreError),
+}
+
+/// How the output of a node's open tasks ends, if they are ended from here: settled before the transaction, stored in it.
+#[derive(Debug)]
+pub(crate) struct Endings {
+    outputs: Outputs,
+    records: HashMap<TaskId, OutputRecord>,
+}
+
+/// A reserved slot, given back unless it is used.
+struct Slot {
+    mesh: Arc<dyn Mesh>,
+    node: NodeId,
+    used: bool,
+}
+
+impl Slot {
+    fn deliver(mut self, task: Task) {
+        self.used = true;
+        self.mesh.deliver(task, true);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.used {
+            self.mesh.release(self.node);
+        }
+    }
+}
+
+impl TaskSpec {
+    /// As it is sent.
+    pub fn to_shell(&self) -> schema::ShellTask {
+        let variable = |(name, value): (&String, &String)| schema::EnvironmentVariable { name: name.clone(), value: value.clone() };
+        schema::ShellTask {
+            argv: self.argv.clone(),
+            script: self.script.clone().unwrap_or_default(),
+            shell: self.shell.clone().unwrap_or_default(),
+            cwd: self.cwd.clone(),
+            environment: self.env.iter().map(variable).collect(),
+            stdin: self.stdin,
+        }
+    }
+
+    /// What it says of the command, in a line.
+    pub fn summary(&self) -> String {
+        let text = self.script.clone().unwrap_or_else(|| self.argv.join(" "));
+        clean(&text.lines().collect::<Vec<_>>().join("; "), COMMAND_SHOWN)
+    }
+
+    /// What the node would refuse as malformed is refused before it is stored.
+    fn check(&self) -> Result<(), TaskError> {
+        if self.script.is_some() && !self.argv.is_empty() {
+            return Err(TaskError::Malformed("both argv and script".into()));
+        }
+        let placeholder = TaskId::new(0, [0; 10]);
+        let request = schema::TaskRequest {
+            task_id: bytes::Bytes::copy_from_slice(placeholder.as_bytes()),
+            session_id: SessionId::new(0, [0; 10]).to_string(),
+            mode: schema::SandboxMode::from(self.mode.unwrap_or(Mode::Permissive)).into(),
+            kind: Some(task_request::Kind::Shell(self.to_shell())),
+            ..schema::TaskRequest::default()
+        };
+        cortex_wire::task::check_shape(&request).map_err(|rejection| TaskError::Malformed(match rejection {
+            cortex_wire::task::Rejection::Malformed(what) => what.to_owned(),
+            other => other.to_string(),
+        }))
+    }
+}
+
+fn waits(state: State) -> bool {
+    matches!(state, State::Queued | State::AwaitingApproval | State::Offered)
+}
+
+fn object(id: TaskId) -> String {
+    format!("task:{id}")
+}
+
+/// Stores a task's new state and tells it.
+fn put(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError> {
+    if task.state.is_final() {
+        OPEN_TASKS_OF_NODE.remove(change.tx, &task.node, &task.id)?;
+        OPEN_TASKS_OF_SESSION.remove(change.tx, &task.session, &task.id)?;
+    }
+    let Some(session) = SESSIONS.get(change.tx, &task.session)? else { return put_orphan(change, task) };
+    TASKS.put(change.tx, &task.id, task)?;
+    let mut data = json!({
+        "id": task.id,
+        "session_id": task.session,
+        "node_id": task.node,
+        "user_id": task.origin.user,
+        "via": task.origin.via,
+        "state": task.state,
+        "command": task.spec.summary(),
+    });
+    if task.cancel_asked_at_ms.is_some() && !task.state.is_final() {
+        data["cancel_asked"] = true.into();
+    }
+    if task.state.is_final() {
+        for (key, value) in [
+            ("exit_code", json!(task.exit_code)),
+            ("signal", json!(task.signal)),
+            ("code", json!(task.code)),
+            ("reason", json!(task.reason)),
+            ("stdout_bytes", json!(task.stdout_bytes)),
+            ("stderr_bytes", json!(task.stderr_bytes)),
+            ("truncated", json!(task.truncated)),
+        ] {
+            if !value.is_null() {
+                data[key] = value;
+            }
+        }
+    }
+    change.event(task.session, "task", data.clone())?;
+    change.notice(session::audience(&session), "task", data)
+}
+
+/// A task whose session was deleted goes with its end.
+fn put_orphan(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError> {
+    if !task.state.is_final() {
+        return TASKS.put(change.tx, &task.id, task);
+    }
+    TASKS.delete(change.tx, &task.id)
+}
+
+/// A task, if the actor may see it.
+pub(crate) fn seen_by(tx: &dyn ReadTx, actor: &Actor, id: TaskId) -> Result<Task, Refused> {
+    let task = TASKS.get(tx, &id)?.ok_or(Refused::NotFound("task"))?;
+    match session::seen_by(tx, actor, task.session) {
+        Ok(_) => Ok(task),
+        Err(Refused::NotFound(_)) => Err(Refused::NotFound("task")),
+        Err(error) => Err(error),
+    }
+}
+
+/// The node that a dispatch is for.
+fn choose(tx: &dyn ReadTx, session: &Session, wanted: Option<NodeId>) -> Result<Node, TaskError> {
+    let id = match (wanted, session.nodes.as_slice()) {
+        (Some(id), nodes) if nodes.contains(&id) => id,
+        (Some(_), _) => return Err(TaskError::NotAttached),
+        (None, [id]) => *id,
+        (None, []) => return Err(TaskError::NoNode),
+        (None, several) => {
+            let name = |id: &NodeId| Ok((*id, NODES.get(tx, id)?.map_or_else(String::new, |node| node.name)));
+            let candidates: Result<Vec<_>, StoreError> = several.iter().map(name).collect();
+            return Err(TaskError::AmbiguousNode { candidates: candidates? });
+        }
+    };
+    let node = NODES.get(tx, &id)?.ok_or(TaskError::NotAttached)?;
+    let why = match node.standing {
+        Standing::Active => return Ok(node),
+        Standing::Pending => "its owner has not approved it yet",
+        Standing::Revoked => "it was revoked",
+    };
+    Err(TaskError::NodeNotActive { name: node.name, why })
+}
+
+/// A dispatch that was asked for before under the same key.
+struct Repeat {
+    entry: Digest,
+    request: Digest,
+}
+
+impl Repeat {
+    fn new(actor: &Actor, session: SessionId, key: &str, request: &DispatchRequest) -> Result<Self, TaskError> {
+        if key.is_empty() || key.len() > 255 {
+            return Err(TaskError::Malformed("an idempotency key has 1 to 255 bytes".into()));
+        }
+        let mut entry = blake3::Hasher::new_derive_key("cortex-mesh v1 idempotency key");
+        entry.update(actor.user.as_bytes()).update(session.as_bytes()).update(key.as_bytes());
+        let body = json!({ "node": request.node, "spec": request.spec, "queue_timeout_ms": request.queue_timeout_ms });
+        let request = blake3::hash(body.to_string().as_bytes());
+        Ok(Self { entry: Digest(entry.finalize().into()), request: Digest(request.into()) })
+    }
+
+    fn find(&self, tx: &dyn ReadTx, now_ms: i64) -> Result<Option<Task>, TaskError> {
+        let entry = IDEMPOTENCY.get(tx, &self.entry)?.filter(|entry| now_ms - entry.created_at_ms < IDEMPOTENT_MS);
+        match entry {
+            Some(entry) if entry.request != self.request => Err(TaskError::IdempotencyConflict),
+            Some(entry) => Ok(TASKS.get(tx, &entry.task)?),
+            None => Ok(None),
+        }
+    }
+
+    fn keep(&self, tx: &mut dyn WriteTx, task: TaskId, now_ms: i64) -> Result<(), StoreError> {
+        IDEMPOTENCY.put(tx, &self.entry, &IdempotencyEntry { request: self.request, task, created_at_ms: now_ms })
+    }
+}
+
+fn new_task(actor: &Actor, session: SessionId, node: NodeId, request: DispatchRequest, leased: bool, now_ms: i64) -> Task {
+    let wait_ms = match request.queue_timeout_ms {
+        0 => limits::START_DEADLINE_MS,
+        wait => i64::try_from(wait).unwrap_or(limits::START_DEADLINE_MS),
+    };
+    Task {
+        id: TaskId::new(now_ms, random()),
+        session,
+        node,
+        origin: Origin { user: actor.user, via: actor.via.clone(), token: actor.token.clone() },
+        state: if leased { State::Leased } else { State::Queued },
+        spec: request.spec,
+        fence: u64::from(leased),
+        attempt: 1,
+        queue_timeout_ms: request.queue_timeout_ms,
+        created_at_ms: now_ms,
+        start_by_ms: now_ms + wait_ms,
+        leased_at_ms: leased.then_some(now_ms),
+        started_at_ms: None,
+        finished_at_ms: None,
+        cancel_asked_at_ms: None,
+        exit_code: None,
+        signal: None,
+        code: None,
+        reason: None,
+        usage: None,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        truncated: false,
+        descendants_held_pipe: false,
+        sandbox_level: None,
+        policy_hash: None,
+        evidence: None,
+    }
+}
+
+/// Ends a task from here: its node has no say, or had none yet.
+fn end(change: &mut Change<'_>, task: &mut Task, state: State, code: &str, reason: &str) -> Result<(), StoreError> {
+    task.state = state;
+    task.code = Some(clean(code, 64));
+    task.reason = Some(clean(reason, limits::TEXT_BYTES));
+    task.finished_at_ms = Some(change.now_ms);
+    change.audit(&format!("task.{}", state.name()), &object(task.id), reason.as_bytes())?;
+    put(change, task)
+}
+
+/// Cancels a task that is not final: at once if it waits, else by asking its node.
+pub(crate) fn cancel(change: &mut Change<'_>, mut task: Task, mesh: &Option<Arc<dyn Mesh>>) -> Result<Task, StoreError> {
+    if waits(task.state) {
+        end(change, &mut task, State::Cancelled, "cancelled", "cancelled before it started")?;
+        output::seal(change.tx, task.id, None)?;
+    } else {
+        task.cancel_asked_at_ms = task.cancel_asked_at_ms.or(Some(change.now_ms));
+        change.audit("task.cancel", &object(task.id), b"")?;
+        put(change, &task)?;
+    }
+    if let Some(mesh) = mesh.clone() {
+        let (id, node) = (task.id, task.node);
+        change.then(move || mesh.cancel(id, node, "cancelled".into()));
+    }
+    Ok(task)
+}
+
+/// Ends every open task of a node that is gone for good.
+pub(crate) fn abandon(change: &mut Change<'_>, node: NodeId, endings: Endings, reason: &str) -> Result<(), StoreError> {
+    let Endings { outputs, mut records } = endings;
+    for id in OPEN_TASKS_OF_NODE.all_of(change.tx, &node)? {
+        let Some(mut task) = TASKS.get(change.tx, &id)? else { continue };
+        let state = if waits(task.state) { State::Cancelled } else { State::Lost };
+        let record = output::seal(change.tx, id, records.remove(&id))?;
+        note_output(&mut task, &record);
+        end(change, &mut task, state, "node_gone", reason)?;
+        let outputs = outputs.clone();
+        change.then(move || outputs.close(id));
+    }
+    Ok(())
+}
+
+/// What was stored, for a task whose node did not say how much there was.
+fn note_output(task: &mut Task, record: &OutputRecord) {
+    let mark = record.mark();
+    (task.stdout_bytes, task.stderr_bytes) = (mark.stdout, mark.stderr);
+}
+
+/// A result as its task shows it.
+fn apply_result(task: &mut Task, response: &TaskResponse, signed: &Signed) -> Result<State, TransitionError> {
+    let state = State::from_name(&response.state)
+        .filter(|state| matches!(state, State::Succeeded | State::Failed | State::Cancelled | State::TimedOut | State::Lost))
+        .ok_or(TransitionError::Malformed("state"))?;
+    (task.exit_code, task.signal) = match response.exit {
+        Some(task_response::Exit::ExitCode(code)) => (Some(code), None),
+        Some(task_response::Exit::Signal(signal)) => (None, Some(signal)),
+        None => (None, None),
+    };
+    if (state == State::Succeeded) != (task.exit_code == Some(0) && !matches!(state, State::Cancelled | State::TimedOut | State::Lost)) {
+        return Err(TransitionError::Malformed("exit code"));
+    }
+    let set = |at_ms: i64| Some(at_ms).filter(|at_ms| *at_ms > 0);
+    let text = |text: &str| Some(clean(text, limits::TEXT_BYTES)).filter(|text| !text.is_empty());
+    task.started_at_ms = set(response.started_at_ms).or(task.started_at_ms);
+    task.finished_at_ms = set(response.finished_at_ms);
+    task.reason = text(&response.reason);
+    task.usage = response.usage.map(|usage| Usage {
+        wall_ms: usage.wall_ms,
+        cpu_user_ms: usage.cpu_user_ms,
+        cpu_system_ms: usage.cpu_system_ms,
+        peak_memory_bytes: usage.peak_memory_bytes,
+    });
+    task.stdout_bytes = response.stdout_bytes;
+    task.stderr_bytes = response.stderr_bytes;
+    task.truncated = response.truncated;
+    task.descendants_held_pipe = response.descendants_held_pipe;
+    task.sandbox_level = text(&response.sandbox_level).or(task.sandbox_level.take());
+    task.policy_hash = <[u8; 32]>::try_from(&response.policy_hash[..]).ok().map(Digest);
+    task.evidence = Some(Evidence { body: BASE64.encode(&signed.body), signature: BASE64.encode(&signed.signature) });
+    Ok(state)
+}
+
+fn find(tx: &dyn ReadTx, id: TaskId) -> Result<Task, TransitionError> {
+    TASKS.get(tx, &id)?.ok_or(TransitionError::NotFound)
+}
+
+fn must_allow(task: &Task, wanted: State) -> Result<(), TransitionError> {
+    if task.state.may_become(wanted) { Ok(()) } else { Err(TransitionError::NotAllowed { now: task.state, wanted }) }
 }
 
 impl Hub {
@@ -145,8 +489,51 @@ impl Hub {
         request: DispatchRequest,
         idempotency_key: Option<&str>,
     ) -> Result<Dispatched, TaskError> {
-        let _ = (actor, session, request, idempotency_key);
-        todo!()
+        request.spec.check()?;
+        if request.queue_timeout_ms > LONGEST_WAIT_MS {
+            return Err(TaskError::Malformed("queue_timeout_ms is at most seven days".into()));
+        }
+        let repeat = idempotency_key.map(|key| Repeat::new(actor, session, key, &request)).transpose()?;
+        let (actor, mesh, outputs) = (actor.clone(), self.mesh().cloned(), self.outputs.clone());
+        self.change(actor.subject(), move |change| {
+            let session = session::used_by(change.tx, &actor, Scope::Dispatch, session)?;
+            if let Some(task) = repeat.as_ref().map(|repeat| repeat.find(change.tx, change.now_ms)).transpose()?.flatten() {
+                return Ok(Dispatched { task, repeated: true });
+            }
+            if session.status == SessionStatus::Archived {
+                return Err(TaskError::Archived);
+            }
+            let node = choose(change.tx, &session, request.node)?;
+            let reservation = mesh.as_ref().map_or(Reservation::Offline, |mesh| mesh.reserve(node.id));
+            let slot = mesh
+                .clone()
+                .filter(|_| reservation == Reservation::Slot)
+                .map(|mesh| Slot { mesh, node: node.id, used: false });
+            if reservation == Reservation::Offline && request.queue_timeout_ms == 0 {
+                return Err(TaskError::NodeOffline { name: node.name });
+            }
+            let task = new_task(&actor, session.id, node.id, request, slot.is_some(), change.now_ms);
+            let id = task.id;
+            TASKS_OF_SESSION.insert(change.tx, &session.id, &id)?;
+            OPEN_TASKS_OF_NODE.insert(change.tx, &node.id, &id)?;
+            OPEN_TASKS_OF_SESSION.insert(change.tx, &session.id, &id)?;
+            if let Some(repeat) = repeat {
+                repeat.keep(change.tx, id, change.now_ms)?;
+            }
+            change.audit("task.dispatch", &object(id), json!({ "node": node.id, "spec": task.spec }).to_string().as_bytes())?;
+            put(change, &task)?;
+            let delivered = task.clone();
+            change.then(move || {
+                outputs.begin(id);
+                match (slot, mesh) {
+                    (Some(slot), _) => slot.deliver(delivered),
+                    (None, Some(mesh)) => mesh.deliver(delivered, false),
+                    (None, None) => {}
+                }
+            });
+            Ok(Dispatched { task, repeated: false })
+        })
+        .await
     }
 
     /// A task, for the actor.
@@ -154,8 +541,8 @@ impl Hub {
     /// # Errors
     /// [`TaskError`].
     pub async fn task(&self, actor: &Actor, id: TaskId) -> Result<Task, TaskError> {
-        let _ = (actor, id);
-        todo!()
+        let actor = actor.clone();
+        self.db.read(move |tx| Ok(seen_by(tx, &actor, id)?)).await
     }
 
     /// A session's tasks, newest first, at most `limit`, those before `before`.
@@ -163,27 +550,59 @@ impl Hub {
     /// # Errors
     /// [`TaskError`].
     pub async fn tasks(&self, actor: &Actor, session: SessionId, before: Option<TaskId>, limit: usize) -> Result<Vec<Task>, TaskError> {
-        let _ = (actor, session, before, limit);
-        todo!()
+        let actor = actor.clone();
+        self.db
+            .read(move |tx| {
+                session::seen_by(tx, &actor, session)?;
+                let span = Span::under(session);
+                let span = match before {
+                    Some(before) => span.before((session, before)),
+                    None => span,
+                };
+                let ids = TASKS_OF_SESSION.of(tx, &session, &span, Order::Descending, limit)?;
+                Ok(rows(tx, &ids)?)
+            })
+            .await
     }
 
-    /// Tasks of a node that are not final, for the actor.
+    /// Tasks of a node that are not final, for the actor: all of them for the node's owner, for others those of sessions they are in.
     ///
     /// # Errors
     /// [`TaskError`].
     pub async fn open_tasks(&self, actor: &Actor, node: NodeId) -> Result<Vec<Task>, TaskError> {
-        let _ = (actor, node);
-        todo!()
+        let actor = actor.clone();
+        self.db
+            .read(move |tx| {
+                let (row, _) = node::find(tx, &actor, node)?;
+                let mut tasks = rows(tx, &OPEN_TASKS_OF_NODE.all_of(tx, &node)?)?;
+                if row.owner != actor.user {
+                    tasks.retain(|task| session::seen_by(tx, &actor, task.session).is_ok());
+                }
+                Ok(tasks)
+            })
+            .await
     }
 
-    /// Asks to cancel a task. One that has not started is cancelled at once; one that runs is final when its node says so; one that is
-    /// final stays as it is.
+    /// Asks to cancel a task. One that has not started is cancelled at once; one that is with its node is final when the node says so; one
+    /// that is final stays as it is.
     ///
     /// # Errors
     /// [`TaskError`].
     pub async fn cancel(&self, actor: &Actor, id: TaskId) -> Result<Task, TaskError> {
-        let _ = (actor, id);
-        todo!()
+        let (actor, mesh, outputs) = (actor.clone(), self.mesh().cloned(), self.outputs.clone());
+        self.change(actor.subject(), move |change| {
+            let task = seen_by(change.tx, &actor, id)?;
+            session::used_by(change.tx, &actor, Scope::Dispatch, task.session)?;
+            if task.state.is_final() {
+                return Ok(task);
+            }
+            let task = cancel(change, task, &mesh)?;
+            if task.state.is_final() {
+                change.then(move || outputs.close(id));
+            }
+            Ok(task)
+        })
+        .await
     }
 
     /// A task, whoever's it is. For the mesh.
@@ -191,8 +610,7 @@ impl Hub {
     /// # Errors
     /// [`StoreError`].
     pub async fn find_task(&self, id: TaskId) -> Result<Option<Task>, StoreError> {
-        let _ = id;
-        todo!()
+        self.db.read(move |tx| TASKS.get(tx, &id)).await
     }
 
     /// A queued task is given to its node; the fence grows. For the mesh.
@@ -200,26 +618,101 @@ impl Hub {
     /// # Errors
     /// [`TransitionError`].
     pub async fn lease(&self, id: TaskId) -> Result<Task, TransitionError> {
-        let _ = id;
-        todo!()
+        self.change("hub".into(), move |change| {
+            let mut task = find(change.tx, id)?;
+            must_allow(&task, State::Leased)?;
+            task.state = State::Leased;
+            task.fence += 1;
+            task.leased_at_ms = Some(change.now_ms);
+            put(change, &task)?;
+            Ok(task)
+        })
+        .await
     }
 
-    /// The node started the task. For the mesh.
+    /// The node started the task. News that come late change nothing. For the mesh.
     ///
     /// # Errors
     /// [`TransitionError`].
     pub async fn started(&self, id: TaskId, node: NodeId, at_ms: i64, sandbox_level: &str) -> Result<Task, TransitionError> {
-        let _ = (id, node, at_ms, sandbox_level);
-        todo!()
+        let level = clean(sandbox_level, limits::NAME_BYTES);
+        self.change(format!("node:{node}"), move |change| {
+            let mut task = find(change.tx, id)?;
+            if task.node != node {
+                return Err(TransitionError::NotFound);
+            }
+            if task.state == State::Running || task.state.is_final() {
+                return Ok(task);
+            }
+            must_allow(&task, State::Running)?;
+            task.state = State::Running;
+            task.started_at_ms = Some(at_ms);
+            task.sandbox_level = Some(level);
+            put(change, &task)?;
+            Ok(task)
+        })
+        .await
     }
 
-    /// The node's signed result (`signed` was verified, `response` is its body). The same result twice is fine. For the mesh.
+    /// The node's signed result (`signed` was verified, `response` is its body), after all its output. The same result twice is fine. For
+    /// the mesh.
     ///
     /// # Errors
     /// [`TransitionError`].
     pub async fn finish(&self, id: TaskId, node: NodeId, response: &TaskResponse, signed: &Signed) -> Result<Task, TransitionError> {
-        let _ = (id, node, response, signed);
-        todo!()
+        if response.task_id != id.as_bytes()[..] || response.node_key != node.key().as_bytes()[..] {
+            return Err(TransitionError::Malformed("task or node id"));
+        }
+        let record = self.outputs.ending(id).await?;
+        let (response, signed, outputs) = (response.clone(), signed.clone(), self.outputs.clone());
+        self.change(format!("node:{node}"), move |change| {
+            let mut task = find(change.tx, id)?;
+            if task.node != node {
+                return Err(TransitionError::NotFound);
+            }
+            if response.fence != task.fence {
+                return Err(TransitionError::OldFence);
+            }
+            let before = task.state;
+            let state = apply_result(&mut task, &response, &signed)?;
+            if before == state {
+                return find(change.tx, id);
+            }
+            must_allow(&task, state)?;
+            task.state = state;
+            if state == State::Lost {
+                task.code = Some("lost".into());
+            }
+            let mark = output::seal(change.tx, id, record)?.mark();
+            task.truncated |= mark.stdout < task.stdout_bytes || mark.stderr < task.stderr_bytes;
+            change.audit("task.finish", &object(id), &signed.body)?;
+            put(change, &task)?;
+            change.then(move || outputs.close(id));
+            Ok(task)
+        })
+        .await
+    }
+
+    /// Ends a task from here, with its output as it is.
+    async fn end_task(&self, id: TaskId, state: State, code: &str, reason: &str) -> Result<Task, TransitionError> {
+        let record = self.outputs.ending(id).await?;
+        let (code, reason, outputs) = (code.to_owned(), reason.to_owned(), self.outputs.clone());
+        self.change("hub".into(), move |change| {
+            let mut task = find(change.tx, id)?;
+            if task.state == state {
+                return Ok(task);
+            }
+            must_allow(&task, state)?;
+            if state == State::Expired && !waits(task.state) {
+                return Err(TransitionError::NotAllowed { now: task.state, wanted: state });
+            }
+            let record = output::seal(change.tx, id, record)?;
+            note_output(&mut task, &record);
+            end(change, &mut task, state, &code, &reason)?;
+            change.then(move || outputs.close(id));
+            Ok(task)
+        })
+        .await
     }
 
     /// The node refused the task. For the mesh.
@@ -227,17 +720,15 @@ impl Hub {
     /// # Errors
     /// [`TransitionError`].
     pub async fn reject(&self, id: TaskId, code: &str, message: &str) -> Result<Task, TransitionError> {
-        let _ = (id, code, message);
-        todo!()
+        self.end_task(id, State::Rejected, code, message).await
     }
 
-    /// The task was not started in time. For the mesh.
+    /// The task waited too long. One that is with its node already is the node's to refuse. For the mesh.
     ///
     /// # Errors
     /// [`TransitionError`].
     pub async fn expire(&self, id: TaskId) -> Result<Task, TransitionError> {
-        let _ = id;
-        todo!()
+        self.end_task(id, State::Expired, "not_started_in_time", "its node did not take it in time").await
     }
 
     /// The task was lost with its node. For the mesh.
@@ -245,8 +736,15 @@ impl Hub {
     /// # Errors
     /// [`TransitionError`].
     pub async fn lose(&self, id: TaskId, reason: &str) -> Result<Task, TransitionError> {
-        let _ = (id, reason);
-        todo!()
+        self.end_task(id, State::Lost, "lost", reason).await
+    }
+
+    /// A leased task whose cancellation was asked for, and which its node certainly never got. For the mesh.
+    ///
+    /// # Errors
+    /// [`TransitionError`].
+    pub async fn cancel_unsent(&self, id: TaskId) -> Result<Task, TransitionError> {
+        self.end_task(id, State::Cancelled, "cancelled", "cancelled before it started").await
     }
 
     /// A leased task that its node certainly did not start waits again. For the mesh.
@@ -254,8 +752,37 @@ impl Hub {
     /// # Errors
     /// [`TransitionError`].
     pub async fn requeue(&self, id: TaskId) -> Result<Task, TransitionError> {
-        let _ = id;
-        todo!()
+        self.change("hub".into(), move |change| {
+            let mut task = find(change.tx, id)?;
+            must_allow(&task, State::Queued)?;
+            task.state = State::Queued;
+            task.leased_at_ms = None;
+            put(change, &task)?;
+            Ok(task)
+        })
+        .await
+    }
+
+    /// A session's tasks that are not final, oldest first.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn open_tasks_in(&self, actor: &Actor, session: SessionId) -> Result<Vec<Task>, Refused> {
+        let actor = actor.clone();
+        self.db
+            .read(move |tx| {
+                session::seen_by(tx, &actor, session)?;
+                Ok(rows(tx, &OPEN_TASKS_OF_SESSION.all_of(tx, &session)?)?)
+            })
+            .await
+    }
+
+    /// Every task that is not final. For the mesh, at its start.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn all_open_tasks(&self) -> Result<Vec<Task>, StoreError> {
+        self.db.read(|tx| rows(tx, &OPEN_TASKS_OF_NODE.all(tx)?)).await
     }
 
     /// Tasks of a node that are not final, oldest first. For the mesh.
@@ -263,7 +790,34 @@ impl Hub {
     /// # Errors
     /// [`StoreError`].
     pub async fn open_tasks_of(&self, node: NodeId) -> Result<Vec<Task>, StoreError> {
-        let _ = node;
-        todo!()
+        self.db.read(move |tx| rows(tx, &OPEN_TASKS_OF_NODE.all_of(tx, &node)?)).await
     }
+
+    /// How the open tasks of a node end if it goes now.
+    pub(crate) async fn endings_of(&self, node: NodeId) -> Result<Endings, StoreError> {
+        let mut records = HashMap::new();
+        for id in self.db.read(move |tx| OPEN_TASKS_OF_NODE.all_of(tx, &node)).await? {
+            // What cannot be settled is lost with the node; what was acknowledged is stored already.
+            if let Ok(Some(record)) = self.outputs.ending(id).await {
+                records.insert(id, record);
+            }
+        }
+        Ok(Endings { outputs: self.outputs.clone(), records })
+    }
+}
+
+fn rows(tx: &dyn ReadTx, ids: &[TaskId]) -> Result<Vec<Task>, StoreError> {
+    ids.iter().filter_map(|id| TASKS.get(tx, id).transpose()).collect()
+}
+
+/// Forgets idempotency keys whose time is over.
+pub(crate) fn sweep(tx: &mut dyn WriteTx, now_ms: i64) -> Result<(), StoreError> {
+    let mut old = Vec::new();
+    IDEMPOTENCY.visit(tx, &Span::all(), Order::Ascending, |key, entry| {
+        if now_ms - entry.created_at_ms >= IDEMPOTENT_MS {
+            old.extend(<[u8; 32]>::try_from(key).map(Digest));
+        }
+        Ok(std::ops::ControlFlow::Continue(()))
+    })?;
+    old.iter().try_for_each(|key| IDEMPOTENCY.delete(tx, key))
 }

@@ -1,1 +1,23 @@
-//! Being built.
+//! The harness of the system tests: the real programs as processes, and everything around them.
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`program`] | where the programs are, and one run of one of them with its log |
+//! | [`hub`], [`relay`], [`peer`] | a running program of each kind |
+//! | [`api`], [`events`] | the hub's HTTP API and its event streams, as a client sees them |
+//! | [`net`] | networks of namespaces with NAT, and faults in them |
+//! | [`wait`] | waiting for something to become true, never longer than said |
+//!
+//! Nothing here sleeps in the hope that something has happened meanwhile: a test waits until it sees what it waits for, and fails with
+//! the log of every program when it does not. What a test started ends with it, also when it fails.
+
+pub mod api;
+pub mod events;
+pub mod hub;
+pub mod net;
+pub mod peer;
+pub mod program;
+pub mod relay;
+pub mod wait;
+
+pub use anyhow::{Context, Result, bail, ensure};

@@ -1,6 +1,8 @@
 //! What every request passes before its handler, and every response on its way out: the Host allow-list, the check that a page of ours
 //! asks, and the headers that keep browsers careful.
 
+use std::sync::Arc;
+
 use axum::{
     extract::{Request, State},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
@@ -27,7 +29,7 @@ const DOCS_CSP: &str = "default-src 'none'; script-src 'self'; connect-src 'self
 const PROBES: [&str; 2] = ["/healthz", "/readyz"];
 
 /// The middleware.
-pub async fn guard(State(api): State<Api>, request: Request, next: Next) -> Response {
+pub async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let probe = PROBES.contains(&path);
     let docs = path == "/api/docs" || path.starts_with("/api/docs/");

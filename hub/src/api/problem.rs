@@ -6,8 +6,14 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use cortex_wire::id::NodeId;
 use serde::Serialize;
 use utoipa::ToSchema;
+
+use crate::{
+    failure::{Failure, Kind, Refused},
+    store::StoreError,
+};
 
 /// Media type of every error.
 pub const PROBLEM_JSON: &str = "application/problem+json";
@@ -35,8 +41,21 @@ pub struct Problem {
     /// Where the output goes on, when the wanted part is not kept any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_offset: Option<u64>,
+    /// The nodes to choose from, when it is not clear which one is meant.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    candidates: Vec<Candidate>,
     #[serde(skip)]
     retry_after_s: Option<u64>,
+}
+
+/// A node to choose from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Candidate {
+    /// Its id.
+    #[schema(value_type = String)]
+    pub id: NodeId,
+    /// What it is called.
+    pub name: String,
 }
 
 fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result<S::Ok, S::Error> {
@@ -54,18 +73,14 @@ impl Problem {
             code,
             fix: fix.into(),
             next_offset: None,
+            candidates: Vec::new(),
             retry_after_s: None,
         }
     }
 
     /// 404, for what is missing and for what belongs to somebody else.
-    pub fn not_found(what: &str) -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "not_found",
-            format!("there is no such {what}, or it is not yours"),
-            "check the id; lists show what you may see",
-        )
+    pub fn not_found(what: &'static str) -> Self {
+        Refused::NotFound(what).into()
     }
 
     /// 400, for a request that cannot be understood.
@@ -79,18 +94,8 @@ impl Problem {
             StatusCode::UNAUTHORIZED,
             "unauthenticated",
             "this needs a session cookie or an API token, and the request has none that is valid",
-            "log in at /, or send the header `Authorization: Bearer cxt_…`",
+            next_step("unauthenticated", Kind::Unauthenticated),
         )
-    }
-
-    /// 403, for what a principal may see and may not do.
-    pub fn forbidden(detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::new(StatusCode::FORBIDDEN, "forbidden", detail, fix)
-    }
-
-    /// 409.
-    pub fn conflict(code: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self::new(StatusCode::CONFLICT, code, detail, fix)
     }
 
     /// 429, with the seconds to wait.
@@ -104,18 +109,20 @@ impl Problem {
     /// 500. The cause goes to the log, not to the client.
     pub fn internal(error: &dyn std::error::Error) -> Self {
         tracing::error!(error = %Chain(error), "a request failed inside the hub");
-        Self::new(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "internal",
-            "the hub could not do this",
-            "try again; if it stays, the hub's log has the cause",
-        )
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "the hub could not do this", next_step("internal", Kind::Internal))
     }
 
     /// The same problem with the offset at which output goes on.
     #[must_use]
     pub fn with_next_offset(mut self, offset: u64) -> Self {
         self.next_offset = Some(offset);
+        self
+    }
+
+    /// The same problem with the nodes to choose from.
+    #[must_use]
+    pub fn with_candidates(mut self, candidates: Vec<Candidate>) -> Self {
+        self.candidates = candidates;
         self
     }
 
@@ -127,6 +134,55 @@ impl Problem {
     /// The stable code.
     pub fn code(&self) -> &'static str {
         self.code
+    }
+}
+
+impl<E: Failure> From<E> for Problem {
+    fn from(error: E) -> Self {
+        let kind = error.kind();
+        let status = match kind {
+            Kind::Invalid => StatusCode::BAD_REQUEST,
+            Kind::Unauthenticated => StatusCode::UNAUTHORIZED,
+            Kind::Forbidden => StatusCode::FORBIDDEN,
+            Kind::NotFound => StatusCode::NOT_FOUND,
+            Kind::Conflict => StatusCode::CONFLICT,
+            Kind::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Kind::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Kind::Internal => return Self::internal(&error),
+        };
+        let mut problem = Self::new(status, error.code(), error.to_string(), next_step(error.code(), kind));
+        problem.retry_after_s = (kind == Kind::TooMany).then_some(1);
+        problem
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        Self::internal(&error)
+    }
+}
+
+/// What to do about an error of the domain.
+fn next_step(code: &str, kind: Kind) -> &'static str {
+    match code {
+        "ambiguous_node" => "name one of the candidates in `node`",
+        "bad_setup_token" => "the hub prints the setup link when it starts; a restart prints a new one",
+        "idempotency_conflict" => "use a new Idempotency-Key for a new request",
+        "node_not_attached" => "attach it: POST /api/sessions/{id}/nodes/{node}",
+        "no_node" => "attach a node: POST /api/sessions/{id}/nodes/{node}; the page /download makes a machine a node",
+        "node_offline" => "start cortex-peer on that machine (cortex-peer doctor finds what is wrong), or dispatch with queue_timeout_ms to wait for it",
+        "no_stdin" => "dispatch with `stdin: true`",
+        "session_archived" => "take it up again: PATCH /api/sessions/{id} with status \"active\"",
+        _ => match kind {
+            Kind::Invalid => "correct the request; /api/docs describes every field",
+            Kind::Unauthenticated => "log in at /, or send the header `Authorization: Bearer cxt_…`",
+            Kind::Forbidden => "ask an administrator or the owner for the right to do it, or use a token with a wider scope",
+            Kind::NotFound => "check the id: it may not exist or may belong to somebody else; lists show what you may see",
+            Kind::Conflict => "look at its present state, then decide",
+            Kind::TooMany => "wait a moment and try again",
+            Kind::Unavailable => "try again when it is back",
+            Kind::Internal => "try again; if it stays, the hub's log has the cause",
+        },
     }
 }
 

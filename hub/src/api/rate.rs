@@ -1,6 +1,10 @@
-//! Rate limits: token buckets per key, in bounded memory.
+//! Limits per key, in bounded memory: how often (token buckets), and how many at once.
 
-use std::{collections::HashMap, hash::Hash, sync::Mutex};
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use super::problem::Problem;
 
@@ -33,7 +37,7 @@ impl<K: Hash + Eq> Limit<K> {
     /// # Errors
     /// 429 with the time until the next token.
     pub fn take(&self, key: K, now_ms: i64) -> Result<(), Problem> {
-        let mut buckets = self.buckets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= MOST_KEYS && !buckets.contains_key(&key) {
             buckets.retain(|_, bucket| self.level(bucket, now_ms) < self.burst);
             if buckets.len() >= MOST_KEYS {
@@ -53,7 +57,7 @@ impl<K: Hash + Eq> Limit<K> {
 
     /// Forgets what a key has used.
     pub fn reset(&self, key: &K) {
-        self.buckets.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(key);
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     fn level(&self, bucket: &Bucket, now_ms: i64) -> f64 {
@@ -63,9 +67,73 @@ impl<K: Hash + Eq> Limit<K> {
     }
 }
 
+/// How many of something a key has at once.
+#[derive(Debug, Clone)]
+pub struct Concurrent<K> {
+    most: usize,
+    held: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+/// One of them; dropped when it is over.
+#[derive(Debug)]
+pub struct Permit<K: Hash + Eq> {
+    key: K,
+    held: Arc<Mutex<HashMap<K, usize>>>,
+}
+
+impl<K: Hash + Eq + Clone> Concurrent<K> {
+    /// At most `most` per key.
+    pub fn new(most: usize) -> Self {
+        Self { most: most.max(1), held: Arc::default() }
+    }
+
+    /// One more for this key.
+    ///
+    /// # Errors
+    /// 429 when it has all it may have.
+    pub fn take(&self, key: K) -> Result<Permit<K>, Problem> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = held.entry(key.clone()).or_insert(0);
+        if *count >= self.most {
+            return Err(Problem::too_many(format!("{} streams are open for this account; close one first", self.most), 5));
+        }
+        *count += 1;
+        Ok(Permit { key, held: self.held.clone() })
+    }
+
+    /// All of them together.
+    pub fn total(&self) -> usize {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).values().sum()
+    }
+}
+
+impl<K: Hash + Eq> Drop for Permit<K> {
+    fn drop(&mut self) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&self.key);
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_permit_comes_back_when_it_is_dropped() {
+        let streams = Concurrent::new(2);
+        let first = streams.take("ada").unwrap();
+        let _second = streams.take("ada").unwrap();
+        assert_eq!(streams.take("ada").unwrap_err().code(), "too_many_requests");
+        assert!(streams.take("bob").is_ok());
+        drop(first);
+        assert!(streams.take("ada").is_ok());
+        assert_eq!(streams.total(), 1);
+    }
 
     #[test]
     fn a_burst_passes_and_then_one_at_a_time() {

@@ -41,6 +41,12 @@ impl<'de> serde::Deserialize<'de> for PublicUrl {
     }
 }
 
+impl serde::Serialize for PublicUrl {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 impl std::fmt::Display for PublicUrl {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}://{}", if self.https { "https" } else { "http" }, self.authority)

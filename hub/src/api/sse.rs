@@ -3,7 +3,7 @@
 //! A stream's [`Source`] is asked for the next bytes whenever the connection takes more, so a slow reader holds nothing but its own place.
 //! Every event goes out as soon as it is there; under load a source hands out bigger pieces instead of more of them.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
@@ -11,9 +11,19 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use cortex_runtime::lifecycle::Lifecycle;
+use cortex_wire::id::UserId;
 use data_encoding::BASE64;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+
+use super::{
+    Api,
+    caller::{Caller, Credential},
+    problem::Problem,
+    rate::Permit,
+};
+use crate::hub::Hub;
 
 /// Proxies cut connections that are silent for 30 to 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -26,20 +36,53 @@ pub trait Source: Send + 'static {
     fn next(&mut self) -> impl Future<Output = Option<Bytes>> + Send;
 }
 
-/// The response that streams a source until it ends, the reader leaves or the hub drains. `permit` is held as long as the stream lives.
-pub fn respond(source: impl Source, permit: impl Send + 'static, lifecycle: Lifecycle) -> Response {
-    let opening = stream::iter([Ok::<_, Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
-    let events = stream::unfold((source, permit), move |(mut source, permit)| {
-        let lifecycle = lifecycle.clone();
-        async move {
-            let bytes = tokio::select! {
-                biased;
-                () = lifecycle.draining() => return None,
-                next = source.next() => next?,
-                () = tokio::time::sleep(KEEP_ALIVE) => Bytes::from_static(b": keep-alive\n\n"),
-            };
-            Some((Ok(bytes), (source, permit)))
+/// What keeps a long response alive, and ends it: when its reader is shut out, and when the hub drains.
+pub struct Vigil {
+    hub: Arc<Hub>,
+    credential: Credential,
+    lifecycle: Lifecycle,
+    ticks: Interval,
+    _permit: Permit<UserId>,
+}
+
+impl Vigil {
+    /// For one response to this caller.
+    ///
+    /// # Errors
+    /// 429 when the caller has too many of them.
+    pub fn new(api: &Api, caller: &Caller) -> Result<Self, Problem> {
+        let mut ticks = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            hub: api.hub.clone(),
+            credential: caller.credential.clone(),
+            lifecycle: api.lifecycle.clone(),
+            ticks,
+            _permit: api.streams.take(caller.actor.user)?,
+        })
+    }
+
+    /// Resolves when it is time for a sign of life (`true`), or to end (`false`).
+    pub async fn tick(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            () = self.lifecycle.draining() => return false,
+            _ = self.ticks.tick() => {}
         }
+        self.credential.actor(&self.hub).await.is_ok()
+    }
+}
+
+/// The response that streams a source until it ends, the reader leaves, or [`Vigil`] says so.
+pub fn respond(source: impl Source, vigil: Vigil) -> Response {
+    let opening = stream::iter([Ok::<_, Infallible>(Bytes::from_static(RETRY.as_bytes()))]);
+    let events = stream::unfold((source, vigil), |(mut source, mut vigil)| async move {
+        let bytes = tokio::select! {
+            biased;
+            go_on = vigil.tick() => go_on.then_some(Bytes::from_static(b": keep-alive\n\n"))?,
+            next = source.next() => next?,
+        };
+        Some((Ok(bytes), (source, vigil)))
     });
     let headers = [
         (header::CONTENT_TYPE, "text/event-stream"),
@@ -47,7 +90,7 @@ pub fn respond(source: impl Source, permit: impl Send + 'static, lifecycle: Life
         // nginx would hold events back otherwise.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, Body::from_stream(futures_util::StreamExt::chain(opening, events))).into_response()
+    (headers, Body::from_stream(opening.chain(events))).into_response()
 }
 
 /// Writes one event. JSON has no line breaks, so its data is one line.
@@ -76,20 +119,21 @@ pub enum Data<'a> {
     Base64(String),
 }
 
-/// What of `bytes` can be sent now, and how many bytes that is. A character that is cut at the end is held back until the rest of it is
-/// there, or until nothing more comes (`ended`).
-pub fn presentable(bytes: &[u8], ended: bool) -> Option<(usize, Data<'_>)> {
-    let held = if ended { 0 } else { incomplete_tail(bytes) };
-    let now = &bytes[..bytes.len() - held];
-    if now.is_empty() {
-        return None;
+impl<'a> Data<'a> {
+    /// The fitting form for these bytes.
+    pub fn of(bytes: &'a [u8]) -> Self {
+        match std::str::from_utf8(bytes) {
+            // NUL is a sign of binary data, and JSON would need six bytes for each.
+            Ok(text) if !bytes.contains(&0) => Self::Data(text),
+            _ => Self::Base64(BASE64.encode(bytes)),
+        }
     }
-    let data = match std::str::from_utf8(now) {
-        // NUL is a sign of binary data, and JSON would need six bytes for each.
-        Ok(text) if !now.contains(&0) => Data::Data(text),
-        _ => Data::Base64(BASE64.encode(now)),
-    };
-    Some((now.len(), data))
+}
+
+/// How many of `bytes` can be sent now: a character that is cut at the end is held back until the rest of it is there, or until nothing more
+/// comes (`ended`).
+pub fn sendable(bytes: &[u8], ended: bool) -> usize {
+    if ended { bytes.len() } else { bytes.len() - incomplete_tail(bytes) }
 }
 
 /// How many bytes at the end begin a character whose rest is missing.
@@ -114,17 +158,19 @@ mod tests {
     #[test]
     fn a_cut_character_waits_for_its_rest() {
         let euro = "a€".as_bytes();
-        assert_eq!(presentable(&euro[..3], false), Some((1, Data::Data("a"))));
-        assert_eq!(presentable(&euro[1..3], false), None);
-        assert_eq!(presentable(&euro[1..], false), Some((3, Data::Data("€"))));
-        assert_eq!(presentable(&euro[1..3], true), Some((2, Data::Base64(BASE64.encode(&euro[1..3])))));
-        assert_eq!(presentable(b"", true), None);
+        assert_eq!(sendable(&euro[..3], false), 1);
+        assert_eq!(sendable(&euro[1..3], false), 0);
+        assert_eq!(sendable(&euro[1..], false), 3);
+        assert_eq!(sendable(&euro[1..3], true), 2);
+        assert_eq!(sendable(b"\xff\xe2\x82", false), 1);
+        assert_eq!(sendable(b"", true), 0);
     }
 
     #[test]
-    fn what_is_not_text_goes_as_base64_and_its_cut_end_waits_too() {
-        assert_eq!(presentable(b"\xff\xe2\x82", false), Some((1, Data::Base64("/w==".into()))));
-        assert_eq!(presentable(b"a\0b", false), Some((3, Data::Base64("YQBi".into()))));
+    fn what_is_not_text_goes_as_base64() {
+        assert_eq!(Data::of("€".as_bytes()), Data::Data("€"));
+        assert_eq!(Data::of(b"\xff"), Data::Base64("/w==".into()));
+        assert_eq!(Data::of(b"a\0b"), Data::Base64("YQBi".into()));
     }
 
     #[test]
@@ -134,13 +180,12 @@ mod tests {
             let (mut sent, mut known, mut joined) = (0, 0, Vec::new());
             while sent < whole.len() {
                 known = (known + step).min(whole.len());
-                while let Some((taken, data)) = presentable(&whole[sent..known], known == whole.len()) {
-                    match data {
-                        Data::Data(text) => joined.extend_from_slice(text.as_bytes()),
-                        Data::Base64(text) => joined.extend(BASE64.decode(text.as_bytes()).unwrap()),
-                    }
-                    sent += taken;
+                let taken = sendable(&whole[sent..known], known == whole.len());
+                match Data::of(&whole[sent..sent + taken]) {
+                    Data::Data(text) => joined.extend_from_slice(text.as_bytes()),
+                    Data::Base64(text) => joined.extend(BASE64.decode(text.as_bytes()).unwrap()),
                 }
+                sent += taken;
             }
             assert_eq!(joined, whole, "step {step}");
         }

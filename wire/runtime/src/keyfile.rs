@@ -85,6 +85,16 @@ fn create(path: &Path) -> Result<SecretKey, KeyFileError> {
     // Whole or not at all: a key file that a crash cut short would lock its owner out.
     let staged = path.with_extension("new");
     let _ = fs::remove_file(&staged);
+    write_private(&staged, text.as_bytes()).map_err(io_error)?;
+    fs::rename(&staged, path).map_err(io_error)?;
+    Ok(key)
+}
+
+/// Makes a file that only its owner reads, durably. It must not be there yet.
+///
+/// # Errors
+/// What the file system says.
+pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]
@@ -92,10 +102,9 @@ fn create(path: &Path) -> Result<SecretKey, KeyFileError> {
         use std::os::unix::fs::OpenOptionsExt as _;
         options.mode(0o600);
     }
-    let mut file = options.open(&staged).map_err(io_error)?;
-    file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(io_error)?;
-    fs::rename(&staged, path).map_err(io_error)?;
-    Ok(key)
+    let mut file = options.open(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
 }
 
 /// Makes a folder and its parents, for its owner only.

@@ -1,0 +1,6 @@
+//! What we compare with.
+
+pub mod mux;
+pub mod relay;
+pub mod spawn;
+pub mod ssh;

@@ -1,0 +1,149 @@
+//! Tasks: dispatched, listed, described, cancelled, fed.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use axum::{
+    Json,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+};
+use cortex_wire::{
+    id::{NodeId, SessionId, TaskId},
+    limits,
+};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use super::{
+    Api,
+    body::{Answer, Body, Path, Query},
+    caller::Caller,
+    paging::{Page, PageQuery},
+    problem::{Candidate, Problem},
+    view::TaskView,
+};
+use crate::{
+    record::{Mode, TaskSpec},
+    task::{DispatchRequest, TaskError},
+};
+
+/// The routes.
+pub fn routes() -> OpenApiRouter<Arc<Api>> {
+    OpenApiRouter::new()
+        .routes(routes!(dispatch))
+        .routes(routes!(list_tasks))
+        .routes(routes!(show_task))
+        .routes(routes!(cancel_task))
+}
+
+/// A shell task to be run: a program with its arguments, or a script.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct DispatchBody {
+    /// Where; may be left out when the session has one node.
+    #[schema(value_type = Option<String>)]
+    node: Option<NodeId>,
+    /// Program and arguments, or
+    argv: Vec<String>,
+    /// a script for `shell`.
+    script: Option<String>,
+    /// For `script`; none: the node's default.
+    shell: Option<String>,
+    /// A relative path inside the workspace.
+    cwd: String,
+    /// Changes to the clean environment.
+    env: BTreeMap<String, String>,
+    /// Standard input will be sent; otherwise it is empty.
+    stdin: bool,
+    /// How it is confined; none: as the node's policy says.
+    mode: Option<Mode>,
+    /// From start to end; none: no bound.
+    run_timeout_ms: Option<u64>,
+    /// Without any output; none: no bound.
+    idle_timeout_ms: Option<u64>,
+    /// How long the task may wait for a node that is away; 0: not at all.
+    queue_timeout_ms: u64,
+}
+
+/// Runs a command on a node of the session.
+///
+/// With an `Idempotency-Key` header the request can be sent again: the same request answers the same task, for 24 hours. 201 for a new
+/// task, 200 for one that was there.
+#[utoipa::path(
+    post, path = "/api/sessions/{id}/dispatch", tag = "tasks",
+    params(("id" = String, Path), ("Idempotency-Key" = Option<String>, Header, description = "up to 128 visible characters")),
+    request_body = DispatchBody,
+    responses((status = 201, body = TaskView), (status = 200, body = TaskView, description = "the task of the same request before"))
+)]
+async fn dispatch(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<SessionId>,
+    headers: HeaderMap,
+    Body(body): Body<DispatchBody>,
+) -> Result<(StatusCode, Json<TaskView>), Problem> {
+    let began = Instant::now();
+    let principal = caller.actor.token.clone().unwrap_or_else(|| caller.actor.user.to_string());
+    api.limits.dispatches.take(principal, api.hub.now_ms())?;
+    let key = idempotency_key(&headers)?;
+    let request = DispatchRequest {
+        node: body.node,
+        queue_timeout_ms: body.queue_timeout_ms,
+        spec: TaskSpec {
+            argv: body.argv,
+            script: body.script,
+            shell: body.shell,
+            cwd: body.cwd,
+            env: body.env,
+            stdin: body.stdin,
+            mode: body.mode,
+            run_timeout_ms: body.run_timeout_ms,
+            idle_timeout_ms: body.idle_timeout_ms,
+        },
+    };
+    let dispatched = api.hub.dispatch(&caller.actor, id, request, key).await.map_err(explain)?;
+    api.metrics.dispatch_took(began.elapsed());
+    let status = if dispatched.repeated { StatusCode::OK } else { StatusCode::CREATED };
+    Ok((status, Json(dispatched.task.into())))
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+    let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if !key.is_empty() && key.len() <= limits::NAME_BYTES => Ok(Some(key)),
+        _ => Err(Problem::malformed("an Idempotency-Key has 1 to 128 visible ASCII characters")),
+    }
+}
+
+fn explain(mut error: TaskError) -> Problem {
+    let candidates = match &mut error {
+        TaskError::AmbiguousNode { candidates } => std::mem::take(candidates),
+        _ => Vec::new(),
+    };
+    Problem::from(error).with_candidates(candidates.into_iter().map(|(id, name)| Candidate { id, name }).collect())
+}
+
+/// A session's tasks, newest first.
+#[utoipa::path(get, path = "/api/sessions/{id}/tasks", tag = "tasks", params(("id" = String, Path), PageQuery), responses((status = 200, body = Page<TaskView>)))]
+async fn list_tasks(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<SessionId>,
+    Query(page): Query<PageQuery>,
+) -> Answer<Page<TaskView>> {
+    let tasks = api.hub.tasks(&caller.actor, id, page.cursor()?, page.limit() + 1).await?;
+    Ok(Json(page.of(tasks, |task| task.id.to_string()).map(TaskView::from)))
+}
+
+/// One task.
+#[utoipa::path(get, path = "/api/tasks/{id}", tag = "tasks", params(("id" = String, Path)), responses((status = 200, body = TaskView)))]
+async fn show_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>) -> Answer<TaskView> {
+    Ok(Json(api.hub.task(&caller.actor, id).await?.into()))
+}
+
+/// Asks to end a task. One that runs is final when its node says that nothing of it is left; asking twice is fine.
+#[utoipa::path(post, path = "/api/tasks/{id}/cancel", tag = "tasks", params(("id" = String, Path)), responses((status = 200, body = TaskView)))]
+async fn cancel_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>) -> Answer<TaskView> {
+    Ok(Json(api.hub.cancel(&caller.actor, id).await?.into()))
+}

@@ -1,0 +1,264 @@
+//! The network side of the hub: relays, connections of nodes, and the tasks that travel on them.
+//!
+//! One QUIC endpoint serves all nodes; its packets cross the relay in this process in memory, and other relays by links of the hub's own. [`Network`] implements what the domain asks
+//! of the mesh ([`crate::hub::Mesh`]).
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`admission`] | who may use a relay |
+//! | [`relays`] | the relay in this process, and links to others |
+//! | [`connection`] | one node's connection: proof, registration, heartbeat |
+//! | [`delivery`] | tasks on a node: slots, streams, output, results |
+
+pub mod admission;
+pub mod connection;
+pub mod delivery;
+pub mod relays;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, atomic::AtomicU64},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use cortex_relay::Relay;
+use cortex_runtime::{
+    clock,
+    lifecycle::{Lifecycle, Parts},
+    quic::{self, Prefix, Purpose},
+    socket::{NodeSocket, Role},
+};
+use cortex_wire::{
+    close::CloseCode,
+    id::{NodeId, TaskId},
+    invite::RelayEndpoint,
+    key::{SecretKey, StatedKey},
+    route::Route,
+};
+use futures_util::future::BoxFuture;
+use quinn::{Endpoint, VarInt};
+
+use crate::{
+    hub::{Hub, Mesh, RelayStatus, Reservation, StdinError, lock},
+    mesh::{admission::Gatekeeper, connection::NodeHandle, relays::RelayLink},
+    record::Task,
+};
+
+/// What this program calls itself towards others.
+pub const AGENT: &str = concat!("cortex-hub ", env!("CARGO_PKG_VERSION"));
+
+/// How the network side runs.
+#[derive(Debug)]
+pub struct NetworkOptions {
+    /// The relay in this process; `None`: only other relays are used.
+    pub embedded: Option<EmbeddedRelay>,
+    /// Further relays.
+    pub relays: Vec<RelayEndpoint>,
+}
+
+/// The relay in the hub's process.
+#[derive(Debug)]
+pub struct EmbeddedRelay {
+    /// UDP address.
+    pub listen: SocketAddr,
+    /// `host:port` that peers dial; the port is taken from `listen` when it is 0 here.
+    pub address: String,
+    /// Its identity.
+    pub key: SecretKey,
+    /// A label.
+    pub region: String,
+}
+
+/// The network side.
+#[derive(Debug)]
+pub struct Network {
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) socket: Arc<NodeSocket>,
+    /// Another number at every start: nodes learn that their old connections are gone.
+    pub(crate) instance: u64,
+    pub(crate) lifecycle: Lifecycle,
+    embedded: Option<(Arc<Relay>, RelayEndpoint)>,
+    links: Vec<Arc<RelayLink>>,
+    nodes: Mutex<HashMap<NodeId, Arc<NodeHandle>>>,
+    next_connection: AtomicU64,
+}
+
+impl Network {
+    /// Binds the ports, and starts the parts that serve nodes and relays.
+    ///
+    /// # Errors
+    /// When a port cannot be had.
+    pub async fn start(hub: Arc<Hub>, options: NetworkOptions, lifecycle: Lifecycle, parts: &mut Parts) -> anyhow::Result<Arc<Self>> {
+        let instance = u64::from_le_bytes(clock::random()).max(1);
+        let socket = NodeSocket::bind(Role::Hub).context("cannot open a UDP socket")?;
+        let gatekeeper = Gatekeeper::new(hub.clone());
+        let embedded = options.embedded.map(|embedded| embed(&hub, embedded, instance, &gatekeeper, &socket)).transpose()?;
+        let links: Vec<_> = options.relays.into_iter().map(|relay| Arc::new(RelayLink::new(relay))).collect();
+        let route = Prefix::Route(Route::of(hub.id().key()));
+        let mut server = quic::server_config(&hub.keys.transport, Purpose::Mesh)?;
+        // Who may send packets at all was decided at the relay; the address is a virtual one.
+        server.migration(true);
+        let endpoint = Endpoint::new_with_abstract_socket(
+            quic::endpoint_config(route, &clock::random()),
+            Some(server),
+            socket.clone(),
+            Arc::new(quinn::TokioRuntime),
+        )
+        .context("cannot start QUIC")?;
+        let network = Arc::new(Self {
+            hub: hub.clone(),
+            endpoint,
+            socket,
+            instance,
+            lifecycle: lifecycle.clone(),
+            embedded,
+            links,
+            nodes: Mutex::default(),
+            next_connection: AtomicU64::new(1),
+        });
+        hub.set_mesh(network.clone() as Arc<dyn Mesh>);
+        network.clone().watch_open_tasks().await?;
+        if let Some((relay, endpoint)) = &network.embedded {
+            tracing::info!(relay = %endpoint, listen = %relay.local_addr()?, "the embedded relay is ready");
+            let (relay, lifecycle) = (relay.clone(), lifecycle.clone());
+            parts.spawn("embedded relay", async move {
+                relay.run(lifecycle).await;
+                Ok(())
+            });
+        }
+        for link in network.links.clone() {
+            parts.spawn("relay link", relays::keep(network.clone(), link, gatekeeper.clone()));
+        }
+        let acceptor = network.clone();
+        parts.spawn("node connections", async move {
+            acceptor.accept().await;
+            Ok(())
+        });
+        Ok(network)
+    }
+
+    /// The relay in this process, for metrics.
+    pub fn embedded(&self) -> Option<&Arc<Relay>> {
+        self.embedded.as_ref().map(|(relay, _)| relay)
+    }
+
+    async fn accept(self: Arc<Self>) {
+        loop {
+            let incoming = tokio::select! {
+                incoming = self.endpoint.accept() => incoming,
+                () = self.lifecycle.stopping() => None,
+            };
+            let Some(incoming) = incoming else { break };
+            tokio::spawn(connection::serve(self.clone(), incoming));
+        }
+        self.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), CloseCode::ShuttingDown.text().as_bytes());
+        let _ = tokio::time::timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+    }
+
+    pub(crate) fn node(&self, node: NodeId) -> Option<Arc<NodeHandle>> {
+        lock(&self.nodes).get(&node).cloned()
+    }
+
+    /// Relays that nodes are told to use, most wanted first.
+    pub(crate) fn relay_endpoints(&self) -> Vec<RelayEndpoint> {
+        let embedded = self.embedded.iter().map(|(_, endpoint)| endpoint.clone());
+        embedded.chain(self.links.iter().map(|link| link.relay.clone())).take(cortex_wire::limits::RELAYS).collect()
+    }
+
+    /// Cuts a node's links at every relay.
+    fn cut_links(&self, node: NodeId) {
+        if let Some((relay, _)) = &self.embedded {
+            relay.cut(&self.hub.id(), Route::of(node.key()), CloseCode::Revoked);
+        }
+        for link in &self.links {
+            link.revoke(node);
+        }
+    }
+}
+
+fn embed(
+    hub: &Arc<Hub>,
+    embedded: EmbeddedRelay,
+    instance: u64,
+    gatekeeper: &Arc<Gatekeeper>,
+    socket: &NodeSocket,
+) -> anyhow::Result<(Arc<Relay>, RelayEndpoint)> {
+    let relay = Relay::bind(cortex_relay::Options {
+        listen: embedded.listen,
+        key: embedded.key,
+        region: embedded.region.clone(),
+        hubs: vec![hub.id()],
+        max_links: 50_000,
+        bytes_per_second: 0,
+    })?;
+    let ticket_key = StatedKey { key: hub.keys.ticket.public(), sequence: 0 };
+    let authority = gatekeeper.for_relay(relay.id());
+    let port = relay.attach_hub(&hub.id(), ticket_key, instance, authority).context("the embedded relay does not serve this hub")?;
+    socket.memory_path(port);
+    let bound = relay.local_addr()?.port();
+    let address = match embedded.address.strip_suffix(":0") {
+        Some(host) => format!("{host}:{bound}"),
+        None => embedded.address,
+    };
+    let endpoint = RelayEndpoint { address, id: relay.id(), region: embedded.region };
+    Ok((relay, endpoint))
+}
+
+impl Mesh for Network {
+    fn reserve(&self, node: NodeId) -> Reservation {
+        self.node(node).map_or(Reservation::Offline, |handle| handle.reserve())
+    }
+
+    fn release(&self, node: NodeId) {
+        if let Some(handle) = self.node(node) {
+            handle.release();
+        }
+    }
+
+    fn deliver(&self, task: Task, leased: bool) {
+        match self.node(task.node) {
+            Some(handle) => handle.deliver(task, leased),
+            // It waits in the store; its node collects it, or it expires.
+            None => delivery::expire_later(self.hub.clone(), &task),
+        }
+    }
+
+    fn cancel(&self, task: TaskId, node: NodeId, reason: String) {
+        // An offline node learns of it from the record when it is back.
+        if let Some(handle) = self.node(node) {
+            handle.cancel(task, reason);
+        }
+    }
+
+    fn stdin(&self, task: TaskId, node: NodeId, offset: u64, data: Bytes, end: bool) -> BoxFuture<'static, Result<u64, StdinError>> {
+        match self.node(node) {
+            Some(handle) => Box::pin(async move { handle.stdin(task, offset, data, end).await }),
+            None => Box::pin(async { Err(StdinError::NodeOffline) }),
+        }
+    }
+
+    fn node_changed(&self, node: NodeId) {
+        if let Some(handle) = self.node(node) {
+            handle.changed();
+        } else {
+            self.cut_links(node);
+        }
+    }
+
+    fn relays(&self) -> Vec<RelayStatus> {
+        let count = |relay| lock(&self.nodes).values().filter(|node| node.relay() == Some(relay)).count() as u64;
+        let embedded = self.embedded.iter().map(|(relay, endpoint)| RelayStatus {
+            endpoint: endpoint.clone(),
+            embedded: true,
+            online: true,
+            nodes: count(relay.id()),
+            rtt_us: None,
+            version: cortex_relay::AGENT.into(),
+        });
+        embedded.chain(self.links.iter().map(|link| link.status(count(link.relay.id)))).collect()
+    }
+}

@@ -1,0 +1,411 @@
+//! The connection to the hub: the hub proves itself, the node registers, and then heartbeats, changes and task streams until it ends.
+//!
+//! A heartbeat that is not answered within a second makes the peer probe its link, which also tells the relay a new address after a change of network; unanswered for two more, it ends what
+//! does not answer and starts over.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use cortex_runtime::{
+    clock, quic,
+    stream::{FrameReader, FrameWriter, StreamError},
+    tls,
+};
+use cortex_wire::{
+    PROTOCOL_VERSION,
+    close::CloseCode,
+    id::NodeId,
+    invite::{self, RelayEndpoint},
+    key::{KeyError, PublicKey, find_statement},
+    limits,
+    route::Route,
+    schema::{
+        FromRelay, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, SyncConfiguration, ToRelay,
+        from_relay, hub_frame, node_frame, to_relay,
+    },
+    text,
+};
+use quinn::{Connection, RecvStream, SendStream, VarInt};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+
+use super::{AGENT, KeySequences, Mesh, Registered, Uplink};
+
+/// A heartbeat should be answered within this time; then the link is probed…
+const ANSWER: Duration = Duration::from_secs(1);
+/// …and after this time more, what does not answer is given up.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A peer that is stopped lets its tasks run on this long, then cancels them.
+const DRAIN: Duration = Duration::from_secs(5);
+/// Task streams beyond the slots: resumptions and refusals overlap with what runs.
+const SPARE_STREAMS: u32 = 16;
+
+/// Why a session ended, and what of it is left.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// The program stops.
+    Stop,
+    /// The link is gone; the connection may go on over another.
+    Link(String),
+    /// The connection is gone; the link may carry another.
+    Hub(String),
+    /// Neither answers.
+    Both(String),
+}
+
+/// Why a node is not registered.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RegisterError {
+    #[error("cannot dial: {0}")]
+    Dial(#[from] quinn::ConnectError),
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    #[error("{0}")]
+    Connection(#[from] quinn::ConnectionError),
+    #[error("the hub broke off the registration: {0}")]
+    Stream(#[from] StreamError),
+    #[error("whoever answered is not the hub that was pinned: {0}")]
+    NotTheHub(#[from] KeyError),
+    #[error("the hub's keys are older than those seen before; somebody may replay an old hub")]
+    RolledBack,
+    #[error("the hub did not answer in time")]
+    TimedOut,
+    #[error("the link to the relay has ended")]
+    LinkEnded,
+    #[error("the hub speaks version {0} of the protocol, this peer {PROTOCOL_VERSION}; update the older one")]
+    Version(u32),
+    #[error("cannot keep what the hub said: {0}")]
+    Remember(anyhow::Error),
+    #[error("refused ({code}): {reason}")]
+    Refused { code: String, reason: String },
+}
+
+impl RegisterError {
+    /// Whether nobody answered, so that another relay may do better.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::TimedOut | Self::LinkEnded | Self::Connection(_) | Self::Stream(_))
+    }
+}
+
+/// A registered connection to the hub.
+pub(crate) struct Session {
+    connection: Connection,
+    reader: FrameReader<RecvStream>,
+    writer: FrameWriter<SendStream>,
+    /// Which start of the hub this is.
+    pub(crate) instance: u64,
+    task_key: PublicKey,
+    heartbeat: Duration,
+    active: bool,
+    streams: JoinSet<()>,
+    sequence: u64,
+    acknowledged: u64,
+}
+
+impl Mesh {
+    /// Connects to the hub over a link and registers.
+    pub(crate) async fn register(&mut self, uplink: &mut Uplink) -> Result<Session, RegisterError> {
+        let link = uplink.link.connection.clone();
+        let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
+        tokio::select! {
+            registered = tokio::time::timeout(patience, self.shake_hands(uplink)) => registered.unwrap_or(Err(RegisterError::TimedOut)),
+            _ = link.closed() => Err(RegisterError::LinkEnded),
+        }
+    }
+
+    async fn shake_hands(&mut self, uplink: &mut Uplink) -> Result<Session, RegisterError> {
+        let hub = self.options.hub;
+        let prefix = quic::Prefix::Route(Route::of(hub.key()));
+        // Any key: the hub's root says in its hello which one is right, so transport keys can be renewed.
+        let config = quic::client_config(&self.options.key, None, prefix, quic::Purpose::Mesh)?;
+        let connection = self.endpoint.connect_with(config, uplink.virtual_address, "hub.cortex.invalid")?.await?;
+        let (send, recv) = connection.accept_bi().await?;
+        let mut reader = FrameReader::new(recv, limits::CONTROL_FRAME_BYTES);
+        let hello: HubHello = reader.expect().await?;
+        if hello.version != PROTOCOL_VERSION {
+            return Err(RegisterError::Version(hello.version));
+        }
+        let (task_key, sequences) = self.check_hub(&connection, &hello)?;
+        let mut writer = FrameWriter::new(send);
+        let enrolment = match &self.options.invite {
+            Some((invite, terms)) => Some(invite::enrol(&self.options.key, invite, terms, &tls::exporter(&connection)?)),
+            None => None,
+        };
+        let request = RegistrationRequest {
+            version: PROTOCOL_VERSION,
+            agent: AGENT.into(),
+            name: self.options.name.clone(),
+            boot_nonce: Bytes::copy_from_slice(&self.boot_nonce),
+            capabilities: Some(self.options.capabilities.borrow_and_update().clone()),
+            enrolment,
+            inventory: self.options.tasks.inventory(),
+            ceiling: Some(self.options.ceiling.clone()),
+            relay_id: uplink.relay.id.to_string(),
+        };
+        writer.send(&request).await?;
+        let configuration: SyncConfiguration = reader.expect().await?;
+        let mut session = Session {
+            connection,
+            reader,
+            writer,
+            instance: hello.instance,
+            task_key,
+            heartbeat: Duration::from_millis(configuration.heartbeat_ms.clamp(1_000, 60_000)),
+            active: false,
+            streams: JoinSet::new(),
+            sequence: 0,
+            acknowledged: 0,
+        };
+        session.configure(self, uplink, &configuration, &hello, sequences).await?;
+        Ok(session)
+    }
+
+    /// Whether the other side is the pinned hub: its root vouches for the key that TLS has proved, by statements that are no older than those seen before.
+    fn check_hub(&self, connection: &Connection, hello: &HubHello) -> Result<(PublicKey, KeySequences), RegisterError> {
+        let hub = self.options.hub;
+        // By the hub's own clock: a machine whose clock is wrong must still be able to come home. Statements of keys carry sequences against replay.
+        let now = hello.time_ms;
+        let transport = find_statement(&hello.statements, &hub, KeyPurpose::Transport, now)?;
+        let task = find_statement(&hello.statements, &hub, KeyPurpose::Task, now)?;
+        if tls::peer_key(connection) != Some(transport.key) {
+            return Err(KeyError::BadSignature.into());
+        }
+        let seen = self.options.sequences;
+        if transport.sequence < seen.transport || task.sequence < seen.task {
+            return Err(RegisterError::RolledBack);
+        }
+        Ok((task.key, KeySequences { transport: transport.sequence, task: task.sequence }))
+    }
+}
+
+impl Session {
+    /// Takes over what the hub decided: standing, policy, relays, ticket, and what becomes of the tasks in the inventory.
+    async fn configure(
+        &mut self,
+        mesh: &mut Mesh,
+        uplink: &mut Uplink,
+        configuration: &SyncConfiguration,
+        hello: &HubHello,
+        sequences: KeySequences,
+    ) -> Result<(), RegisterError> {
+        self.check_standing(configuration)?;
+        mesh.options.tasks.bind(mesh.options.hub, mesh.boot_nonce, self.task_key);
+        mesh.options.tasks.set_hub_time(hello.time_ms);
+        let relays: Vec<_> = configuration.relays.iter().filter_map(RelayEndpoint::from_message).take(limits::RELAYS).collect();
+        let registered = Registered {
+            hub: mesh.options.hub,
+            hub_name: text::clean(&hello.hub_name, limits::NAME_BYTES),
+            node: NodeId::from(mesh.options.key.public()),
+            name: text::clean(&configuration.name, limits::NAME_BYTES),
+            relays: if relays.is_empty() { mesh.options.relays.clone() } else { relays },
+            sequences,
+            pending: configuration.standing() == NodeStanding::Pending,
+        };
+        (mesh.options.remember)(&registered).map_err(RegisterError::Remember)?;
+        mesh.options.sequences = sequences;
+        mesh.options.invite = None;
+        mesh.options.relays = registered.relays;
+        self.apply(mesh, uplink, configuration).await?;
+        Ok(())
+    }
+
+    fn check_standing(&self, configuration: &SyncConfiguration) -> Result<(), RegisterError> {
+        match configuration.standing() {
+            NodeStanding::Active | NodeStanding::Pending => Ok(()),
+            NodeStanding::Refused | NodeStanding::Unspecified => {
+                self.connection.close(VarInt::from_u32(CloseCode::Done.number()), b"");
+                Err(RegisterError::Refused {
+                    code: text::clean(&configuration.refusal_code, 64),
+                    reason: text::clean(&configuration.refusal_reason, limits::TEXT_BYTES),
+                })
+            }
+        }
+    }
+
+    async fn apply(&mut self, mesh: &mut Mesh, uplink: &mut Uplink, configuration: &SyncConfiguration) -> Result<(), RegisterError> {
+        let active = configuration.standing() == NodeStanding::Active;
+        if let Some(policy) = &configuration.policy
+            && let Err(error) = mesh.options.tasks.set_policy(policy)
+        {
+            tracing::error!(%error, "the hub's policy was not taken over");
+        }
+        if let Some(ticket) = &configuration.ticket {
+            renew(mesh, uplink, ticket.clone()).await?;
+        }
+        mesh.options.tasks.apply(&configuration.inventory);
+        let key = mesh.options.key.public();
+        if active && !self.active {
+            quic::allow_streams(&self.connection, mesh.options.tasks.slots() + SPARE_STREAMS);
+            mesh.options.tasks.connected(true);
+            tracing::info!(name = configuration.name, node = %key, "online");
+        } else if !active {
+            tracing::warn!(
+                fingerprint = key.fingerprint(),
+                "waiting for approval: compare this fingerprint with the one on the hub's page, and approve it there"
+            );
+        }
+        self.active = active;
+        Ok(())
+    }
+
+    /// Lives until something ends it.
+    pub(crate) async fn live(&mut self, mesh: &mut Mesh, uplink: &mut Uplink) -> Ended {
+        let drained = {
+            let (lifecycle, tasks) = (mesh.options.lifecycle.clone(), mesh.options.tasks.clone());
+            async move {
+                lifecycle.draining().await;
+                tasks.drain(DRAIN).await;
+            }
+        };
+        tokio::pin!(drained);
+        let since = Instant::now();
+        let mut beat = tokio::time::interval(self.heartbeat);
+        beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // The first step after a heartbeat without an answer, and the second.
+        let mut probe_at: Option<Instant> = None;
+        let mut give_up_at: Option<Instant> = None;
+        let mut link_answered = true;
+        loop {
+            tokio::select! {
+                () = &mut drained => return Ended::Stop,
+                stream = self.connection.accept_bi() => match stream {
+                    Ok((send, recv)) => self.serve(mesh, send, recv),
+                    Err(error) => return Ended::Hub(closed(&error)),
+                },
+                Some(_) = self.streams.join_next() => {}
+                frame = self.reader.next::<HubFrame>() => match frame {
+                    Ok(Some(frame)) => match self.hear(mesh, uplink, frame).await {
+                        Ok(true) => (probe_at, give_up_at) = (None, None),
+                        Ok(false) => {}
+                        Err(error) => return Ended::Hub(error.to_string()),
+                    },
+                    Ok(None) => return Ended::Hub("the hub closed the control stream".into()),
+                    Err(error) => return Ended::Hub(self.connection.close_reason().map_or_else(|| error.to_string(), |e| closed(&e))),
+                },
+                frame = uplink.link.reader.next::<FromRelay>() => match frame {
+                    Ok(Some(FromRelay { frame: Some(frame) })) => match frame {
+                        from_relay::Frame::Pong(_) => link_answered = true,
+                        from_relay::Frame::HubState(state) if state.online && state.instance != self.instance => {
+                            return Ended::Hub("the hub was restarted".into());
+                        }
+                        from_relay::Frame::Drain(drain) if mesh.options.relays.len() > 1 => {
+                            let spread = u64::from(u16::from_le_bytes(clock::random())) * drain.within_ms.min(60_000) / u64::from(u16::MAX);
+                            tokio::time::sleep(Duration::from_millis(spread)).await;
+                            uplink.close(CloseCode::Done);
+                            mesh.next_relay += 1;
+                            return Ended::Link("the relay is being stopped; moving to another".into());
+                        }
+                        _ => {}
+                    },
+                    Ok(Some(FromRelay { frame: None })) => {}
+                    Ok(None) => return Ended::Link("the relay closed it".into()),
+                    Err(error) => return Ended::Link(uplink.link.connection.close_reason().map_or_else(|| error.to_string(), |e| closed(&e))),
+                },
+                Ok(()) = mesh.options.capabilities.changed() => {
+                    let capabilities = mesh.options.capabilities.borrow_and_update().clone();
+                    if let Err(error) = self.send(node_frame::Frame::Capabilities(capabilities)).await { return Ended::Hub(error.to_string()) }
+                }
+                _ = beat.tick() => {
+                    if since.elapsed() > super::HEALTHY { mesh.healthy() }
+                    if let Err(error) = self.beat(mesh, uplink).await { return Ended::Hub(error.to_string()) }
+                    if probe_at.is_none() && give_up_at.is_none() { probe_at = Some(Instant::now() + ANSWER) }
+                }
+                () = until(probe_at) => {
+                    probe_at = None;
+                    give_up_at = Some(Instant::now() + PATIENCE);
+                    link_answered = false;
+                    let ping = ToRelay { frame: Some(to_relay::Frame::Ping(self.sequence)) };
+                    if let Err(error) = uplink.link.writer.send(&ping).await { return Ended::Link(error.to_string()) }
+                }
+                () = until(give_up_at) => {
+                    self.connection.close(VarInt::from_u32(CloseCode::Silent.number()), b"silent");
+                    return if link_answered { Ended::Hub("the hub stopped answering".into()) } else { Ended::Both("no answer for 3 s".into()) };
+                }
+            }
+        }
+    }
+
+    /// Serves one task stream beside everything else.
+    fn serve(&mut self, mesh: &Mesh, send: SendStream, recv: RecvStream) {
+        let tasks = mesh.options.tasks.clone();
+        self.streams.spawn(async move {
+            if let Err(error) = tasks.serve(recv, send).await {
+                tracing::debug!(%error, "a task stream broke");
+            }
+        });
+    }
+
+    /// Whether the frame answered a heartbeat.
+    async fn hear(&mut self, mesh: &mut Mesh, uplink: &mut Uplink, frame: HubFrame) -> Result<bool, RegisterError> {
+        match frame.frame {
+            Some(hub_frame::Frame::HealthAck(sequence)) => {
+                self.acknowledged = self.acknowledged.max(sequence);
+                Ok(self.acknowledged >= self.sequence)
+            }
+            Some(hub_frame::Frame::Configuration(configuration)) => {
+                self.check_standing(&configuration)?;
+                self.apply(mesh, uplink, &configuration).await?;
+                Ok(false)
+            }
+            Some(hub_frame::Frame::Ticket(ticket)) => {
+                renew(mesh, uplink, ticket).await?;
+                Ok(false)
+            }
+            Some(hub_frame::Frame::Drain(_)) | None => Ok(false),
+        }
+    }
+
+    async fn beat(&mut self, mesh: &mut Mesh, uplink: &Uplink) -> Result<(), StreamError> {
+        self.sequence += 1;
+        let mut report = (mesh.options.health)();
+        report.sequence = self.sequence;
+        report.running_tasks = mesh.options.tasks.running();
+        report.relay_id = uplink.relay.id.to_string();
+        report.rtt_us = u64::try_from(self.connection.rtt().as_micros()).unwrap_or(u64::MAX);
+        report.path = "relay".into();
+        self.send(node_frame::Frame::Health(report)).await
+    }
+
+    async fn send(&mut self, frame: node_frame::Frame) -> Result<(), StreamError> {
+        self.writer.send(&NodeFrame { frame: Some(frame) }).await
+    }
+
+    /// Ends the streams of this connection, so that nothing of it can still start when the next inventory is made.
+    pub(crate) async fn end(mut self) {
+        self.connection.close(VarInt::from_u32(CloseCode::Done.number()), b"");
+        self.streams.shutdown().await;
+    }
+
+    /// Lets running tasks report, then leaves in good order.
+    pub(crate) async fn say_goodbye(mut self) {
+        let _ = self.send(node_frame::Frame::Goodbye(Goodbye { reason: "the peer was stopped".into() })).await;
+        let _ = self.writer.inner_mut().finish();
+        // The hub closes when it has read it.
+        let _ = tokio::time::timeout(Duration::from_millis(300), self.connection.closed()).await;
+        self.end().await;
+    }
+}
+
+async fn renew(mesh: &mut Mesh, uplink: &mut Uplink, ticket: cortex_wire::schema::Signed) -> Result<(), StreamError> {
+    mesh.ticket = Some((uplink.relay.id, ticket.clone()));
+    uplink.link.writer.send(&ToRelay { frame: Some(to_relay::Frame::Renew(ticket)) }).await
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn closed(error: &quinn::ConnectionError) -> String {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            CloseCode::from_number(close.error_code.into_inner()).map_or_else(|| error.to_string(), |code| code.text().to_owned())
+        }
+        quinn::ConnectionError::Reset => "the other side was restarted".into(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,213 @@
+//! Programs that the peer starts: each in a session of its own, waited for, and ended with everything it started.
+//!
+//! A program may fork, call setsid, double-fork and change its environment; its children are still found. The peer is their
+//! *subreaper*: whoever loses its parent becomes the peer's child, so every living process of a task hangs somewhere below
+//! the peer. Which task it belongs to is told by its [`Mark`], which the kernel hands from parent to child (see there). This is bookkeeping for
+//! programs that do not mind being found, not a wall: the wall is the sandbox.
+//!
+//! All children are reaped here, by one listener for SIGCHLD, and so nothing in this package may use `tokio::process`. Foreign children (of a test
+//! harness in the same process, say) are left alone: they bear no mark.
+
+use std::{
+    collections::HashMap,
+    ffi::{CStr, CString},
+    io,
+    os::fd::BorrowedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use cortex_wire::id::TaskId;
+use rustix::process::{Pid, Signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{oneshot, watch},
+};
+
+mod sys;
+mod tree;
+
+/// How a program ended, and what it used together with those of its children that it waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exit {
+    /// Exit code or signal.
+    pub status: Status,
+    /// Processor time in user mode.
+    pub user: Duration,
+    /// Processor time in the kernel.
+    pub system: Duration,
+    /// Peak resident memory. The kernel counts what the peer itself used at the moment of starting as the least.
+    pub peak_memory_bytes: u64,
+}
+
+/// Exit code or signal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It ended by itself.
+    Code(i32),
+    /// A signal ended it.
+    Signal(i32),
+    /// Somebody else in this process asked first.
+    Unknown,
+}
+
+impl Exit {
+    /// Nothing is known of how it ended.
+    pub const UNKNOWN: Self = Self { status: Status::Unknown, user: Duration::ZERO, system: Duration::ZERO, peak_memory_bytes: 0 };
+}
+
+/// Names the processes of one task.
+///
+/// It is the soft limit on file locks (`RLIMIT_LOCKS`), which Linux has inherited, shown in `/proc/<pid>/limits` and otherwise ignored
+/// since 2.4.25: a number that every descendant carries, whatever it does to its environment, session and file descriptors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(u64);
+
+impl Mark {
+    const PREFIX: u64 = 0x0c0e << 48;
+
+    /// The mark of a task: the same after a restart of the peer.
+    pub fn of(task: &TaskId) -> Self {
+        let low = task.as_bytes()[10..].iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
+        Self(Self::PREFIX | low)
+    }
+
+    fn from_limit(limit: u64) -> Option<Self> {
+        (limit >> 48 == Self::PREFIX >> 48).then_some(Self(limit))
+    }
+}
+
+/// What to start.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// The file.
+    pub path: &'a CStr,
+    /// Its arguments, the first of them its name.
+    pub argv: &'a [CString],
+    /// `NAME=value`, nothing else is inherited.
+    pub environment: &'a [CString],
+    /// Where it begins.
+    pub folder: BorrowedFd<'a>,
+    /// Standard input, output and error; no other descriptor is inherited.
+    pub stdio: [BorrowedFd<'a>; 3],
+}
+
+/// A running program.
+#[derive(Debug)]
+pub struct Child {
+    /// Its id, which is also its session's and its process group's.
+    pub pid: Pid,
+    /// Resolves when it has ended.
+    pub exit: oneshot::Receiver<Exit>,
+}
+
+/// The peer's children. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Processes(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    children: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
+    ended: watch::Sender<()>,
+}
+
+/// The mark is set on the whole peer for as long as a start takes; two starts must not mix theirs up.
+static STARTING: Mutex<()> = Mutex::new(());
+
+impl Processes {
+    /// Begins to wait for children. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When signals cannot be listened for.
+    pub fn new() -> io::Result<Self> {
+        tree::adopt_orphans();
+        let this = Self(Arc::new(Inner { children: Mutex::default(), ended: watch::Sender::default() }));
+        let inner = Arc::downgrade(&this.0);
+        let mut signals = signal(SignalKind::child())?;
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                let Some(inner) = Weak::upgrade(&inner) else { break };
+                inner.reap();
+            }
+        });
+        Ok(this)
+    }
+
+    /// Starts a program.
+    ///
+    /// # Errors
+    /// What the operating system says; nothing was started then.
+    pub fn start(&self, program: &Program<'_>, mark: Mark) -> io::Result<Child> {
+        let Program { path, argv, environment, folder, stdio } = *program;
+        // Held until the child is known, so that it cannot be taken for a stray meanwhile.
+        let mut children = self.0.children();
+        let pid = {
+            let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+            let _marked = tree::Marked::with(mark);
+            sys::spawn(&sys::Program { path, argv, environment, folder, stdio })?
+        };
+        let (tell, exit) = oneshot::channel();
+        children.insert(pid, tell);
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+        Ok(Child { pid, exit })
+    }
+
+    /// Changes whenever a child or an orphan has ended.
+    pub fn ended(&self) -> watch::Receiver<()> {
+        self.0.ended.subscribe()
+    }
+
+    /// The living processes of a task whose first process is or was `root`.
+    pub fn tree(&self, root: Pid, mark: Mark) -> Vec<Pid> {
+        self.find(root, mark).into_iter().map(|found| found.pid).collect()
+    }
+
+    fn find(&self, root: Pid, mark: Mark) -> Vec<tree::Found> {
+        let known: Vec<i32> = self.0.children().keys().copied().collect();
+        tree::find(root, mark, &known)
+    }
+
+    /// Sends a signal to every process of a task. Returns how many got it, and how many may not be signalled.
+    pub fn signal_tree(&self, root: Pid, mark: Mark, signal: Signal) -> (usize, usize) {
+        let members = self.find(root, mark);
+        let reached = members.iter().filter(|member| tree::send(member, signal).is_ok()).count();
+        (reached, members.len() - reached)
+    }
+}
+
+/// Ends whatever an earlier peer that died left running of a task.
+pub fn end_leftovers(mark: Mark) -> usize {
+    tree::search(mark).iter().filter(|left| tree::send(left, Signal::KILL).is_ok()).count()
+}
+
+/// Sees to it that no program we start inherits what we inherited. To be called once, before anything else is opened.
+pub fn keep_inherited_descriptors() {
+    let listing = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
+    let open = std::fs::read_dir(listing).into_iter().flatten().flatten();
+    for fd in open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|fd| *fd > 2) {
+        sys::close_on_exec(fd);
+    }
+}
+
+impl Inner {
+    fn children(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
+        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes every child that has ended: ours by their ids, orphans of tasks by their mark.
+    fn reap(&self) {
+        let mut children = self.children();
+        let ended: Vec<(i32, Exit)> =
+            children.keys().filter_map(|pid| Some((*pid, sys::wait(*pid).unwrap_or(Some(Exit::UNKNOWN))?))).collect();
+        for (pid, exit) in ended {
+            if let Some(tell) = children.remove(&pid) {
+                let _ = tell.send(exit);
+            }
+        }
+        for orphan in tree::ended_orphans(|pid| children.contains_key(&pid)) {
+            let _ = sys::wait(orphan);
+        }
+        drop(children);
+        self.ended.send_replace(());
+    }
+}

@@ -1,0 +1,194 @@
+//! Which processes belong to a task, read from `/proc`.
+//!
+//! A process can end, and its id be given to another, between being found and being signalled. So a signal goes through a
+//! pidfd, which names one process for ever, and only after the process behind it has been looked at again.
+
+#[cfg(target_os = "linux")]
+pub(super) use linux::{Marked, adopt_orphans, ended_orphans, find, search, send};
+#[cfg(not(target_os = "linux"))]
+pub(super) use other::{Marked, adopt_orphans, ended_orphans, find, search, send};
+
+/// A process that was found; `started` tells it from a later one with the same id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Found {
+    pub pid: rustix::process::Pid,
+    started: u64,
+}
+
+#[cfg(target_os = "linux")]
+mod linux {
+    use std::{fs, io};
+
+    use rustix::{
+        io::Errno,
+        process::{
+            Pid, PidfdFlags, Resource, Rlimit, Signal, getpid, getrlimit, kill_process, pidfd_open, pidfd_send_signal, set_child_subreaper,
+            setrlimit,
+        },
+    };
+
+    use super::{super::Mark, Found};
+
+    /// Makes the peer the parent of every process of a task that loses its own.
+    pub(in super::super) fn adopt_orphans() {
+        if let Err(error) = set_child_subreaper(Some(getpid())) {
+            tracing::warn!(%error, "cannot adopt orphans; processes that leave their task are found by a slower search");
+        }
+    }
+
+    /// This process bears a mark, for its children to inherit, until the value is dropped.
+    pub(in super::super) struct Marked(Rlimit);
+
+    impl Marked {
+        pub(in super::super) fn with(mark: Mark) -> Self {
+            let before = getrlimit(Resource::Locks);
+            // Refused when somebody has set a hard limit; then session and parent tell whose a process is.
+            let _ = setrlimit(Resource::Locks, Rlimit { current: Some(mark.0), maximum: before.maximum });
+            Self(before)
+        }
+    }
+
+    impl Drop for Marked {
+        fn drop(&mut self) {
+            let _ = setrlimit(Resource::Locks, Rlimit { current: self.0.current, maximum: self.0.maximum });
+        }
+    }
+
+    /// What `/proc/<pid>/stat` says.
+    struct Stat {
+        state: u8,
+        session: i32,
+        started: u64,
+    }
+
+    impl Stat {
+        fn of(pid: i32) -> Option<Self> {
+            let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+            // pid (name) state ppid pgrp session … (field 22) starttime …, and the name may hold anything, parentheses too.
+            let end_of_name = text.iter().rposition(|byte| *byte == b')')?;
+            let rest = std::str::from_utf8(text.get(end_of_name + 2..)?).ok()?;
+            let mut fields = rest.split(' ');
+            let state = *fields.next()?.as_bytes().first()?;
+            Some(Self { state, session: fields.nth(2)?.parse().ok()?, started: fields.nth(15)?.parse().ok()? })
+        }
+
+        fn has_ended(&self) -> bool {
+            matches!(self.state, b'Z' | b'X')
+        }
+    }
+
+    fn mark_of(pid: i32) -> Option<Mark> {
+        let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
+        let line = limits.lines().find_map(|line| line.strip_prefix("Max file locks"))?;
+        Mark::from_limit(line.split_whitespace().next()?.parse().ok()?)
+    }
+
+    fn living(pid: i32) -> Option<Found> {
+        let stat = Stat::of(pid).filter(|stat| !stat.has_ended())?;
+        Some(Found { pid: Pid::from_raw(pid)?, started: stat.started })
+    }
+
+    /// Children of all threads of a process; `None` when the kernel keeps no such list.
+    fn children_of(pid: i32) -> Option<Vec<i32>> {
+        let mut children = Vec::new();
+        for thread in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
+            // A thread that has just ended has no list any more.
+            match fs::read_to_string(thread.path().join("children")) {
+                Ok(list) => children.extend(list.split_ascii_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound && thread.path().exists() => return None,
+                Err(_) => {}
+            }
+        }
+        Some(children)
+    }
+
+    fn own_children() -> Option<Vec<i32>> {
+        children_of(getpid().as_raw_nonzero().get())
+    }
+
+    /// The living processes of a task. `known` are the first processes of all running tasks.
+    pub(in super::super) fn find(root: Pid, mark: Mark, known: &[i32]) -> Vec<Found> {
+        let root = root.as_raw_nonzero().get();
+        let Some(children) = own_children() else { return search(mark) };
+        let is_stray = |pid: i32| match mark_of(pid) {
+            Some(found) => found == mark,
+            None => Stat::of(pid).is_some_and(|stat| stat.session == root),
+        };
+        let mut found: Vec<i32> =
+            children.into_iter().filter(|pid| if known.contains(pid) { *pid == root } else { is_stray(*pid) }).collect();
+        let mut next = 0;
+        while let Some(pid) = found.get(next).copied() {
+            next += 1;
+            let children = children_of(pid).unwrap_or_default();
+            found.extend(children.into_iter().filter(|child| !known.contains(child)));
+        }
+        found.sort_unstable();
+        found.dedup();
+        found.into_iter().filter_map(living).collect()
+    }
+
+    /// The living processes with a mark, whoever their parent is.
+    pub(in super::super) fn search(mark: Mark) -> Vec<Found> {
+        let own = getpid();
+        let all = fs::read_dir("/proc").into_iter().flatten().flatten();
+        all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| *pid != own.as_raw_nonzero().get() && mark_of(*pid) == Some(mark))
+            .filter_map(living)
+            .collect()
+    }
+
+    /// Ended children that came to us as orphans of a task.
+    pub(in super::super) fn ended_orphans(is_known: impl Fn(i32) -> bool) -> Vec<i32> {
+        let strays = own_children().unwrap_or_default().into_iter().filter(|pid| !is_known(*pid));
+        strays.filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.has_ended()) && mark_of(*pid).is_some()).collect()
+    }
+
+    pub(in super::super) fn send(found: &Found, signal: Signal) -> io::Result<()> {
+        match pidfd_open(found.pid, PidfdFlags::empty()) {
+            Ok(_) if living(found.pid.as_raw_nonzero().get()) != Some(*found) => Ok(()),
+            Ok(process) => pidfd_send_signal(process, signal).or_else(gone_is_fine),
+            Err(Errno::NOSYS | Errno::PERM) => kill_process(found.pid, signal).or_else(gone_is_fine),
+            Err(error) => gone_is_fine(error),
+        }
+    }
+
+    fn gone_is_fine(error: Errno) -> io::Result<()> {
+        if error == Errno::SRCH { Ok(()) } else { Err(error.into()) }
+    }
+}
+
+/// Without `/proc` a task is its process group; who leaves it is not found.
+#[cfg(not(target_os = "linux"))]
+mod other {
+    use std::io;
+
+    use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+
+    use super::{super::Mark, Found};
+
+    pub(in super::super) struct Marked;
+
+    impl Marked {
+        pub(in super::super) fn with(_: Mark) -> Self {
+            Self
+        }
+    }
+
+    pub(in super::super) fn adopt_orphans() {}
+
+    pub(in super::super) fn find(root: Pid, _: Mark, _: &[i32]) -> Vec<Found> {
+        test_kill_process_group(root).map(|()| vec![Found { pid: root, started: 0 }]).unwrap_or_default()
+    }
+
+    pub(in super::super) fn search(_: Mark) -> Vec<Found> {
+        Vec::new()
+    }
+
+    pub(in super::super) fn ended_orphans(_: impl Fn(i32) -> bool) -> Vec<i32> {
+        Vec::new()
+    }
+
+    pub(in super::super) fn send(group: &Found, signal: Signal) -> io::Result<()> {
+        kill_process_group(group.pid, signal).map_err(io::Error::from)
+    }
+}

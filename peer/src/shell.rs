@@ -1,0 +1,302 @@
+//! One shell task: a program, its pipes, and how it comes to an end.
+//!
+//! ```text
+//! Command ──start──▶ Running ──follow──▶ Ended
+//!   prepared          stdin ◀ Input        exit status, usage, why it ended
+//!                     stdout ▶ Output
+//!                     stderr ▶ Output
+//! ```
+//! A task has ended when its program has, both pipes are closed and **no process of it is left**. Who asks it to end goes up a ladder:
+//! INT, five seconds, TERM, five seconds, KILL until nothing lives. Whatever the program leaves running behind it gets two seconds, then KILL.
+
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    time::Duration,
+};
+
+use cortex_wire::id::TaskId;
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, Signal},
+};
+use tokio::{net::unix::pipe, sync::watch, time::Instant};
+
+use crate::process::{Child, Exit, Mark, Processes, Program};
+
+pub mod command;
+pub mod input;
+pub mod output;
+
+use command::Command;
+use input::Input;
+use output::Output;
+
+/// Between the steps of the ladder.
+const STEP: Duration = Duration::from_secs(5);
+/// For what a program leaves behind: to end by itself, and to close the pipes.
+const GRACE: Duration = Duration::from_secs(2);
+/// Between two looks at what KILL has left, mostly processes that wait for a disk.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Searches in a row for what was forked while the others were killed.
+const PASSES: usize = 20;
+
+/// A program that runs.
+#[derive(Debug)]
+pub struct Running {
+    child: Child,
+    mark: Mark,
+    stdin: Option<pipe::Sender>,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    started: Instant,
+    /// Kept for as long as the program may read it.
+    _script: Option<command::ScriptFile>,
+}
+
+/// How long a task may take.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience {
+    /// From start to end.
+    pub run: Option<Duration>,
+    /// Without a byte of output.
+    pub idle: Option<Duration>,
+}
+
+/// Why a task is to end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stop {
+    /// Somebody asked; with the reason.
+    Asked(String),
+    /// It ran for longer than it may.
+    RunTimeout(Duration),
+    /// It printed nothing for longer than it may.
+    IdleTimeout(Duration),
+}
+
+/// A task that is over.
+#[derive(Debug)]
+pub struct Ended {
+    /// What the program itself said and used.
+    pub exit: Exit,
+    /// From start to the end of the program.
+    pub wall: Duration,
+    /// Why it was ended, when it did not end by itself.
+    pub stop: Option<Stop>,
+    /// Its program had ended, and others went on holding its output.
+    pub descendants_held_pipe: bool,
+    /// Processes of another user that could not be ended.
+    pub left_behind: usize,
+}
+
+/// The three streams of a task.
+#[derive(Debug, Clone, Copy)]
+pub struct Streams<'a> {
+    /// `None`: the program reads /dev/null.
+    pub stdin: Option<&'a Input>,
+    /// Standard output.
+    pub stdout: &'a Output,
+    /// Standard error.
+    pub stderr: &'a Output,
+}
+
+impl Running {
+    /// Starts a prepared command. `stdin`: through a pipe instead of /dev/null.
+    ///
+    /// # Errors
+    /// What the operating system says; nothing was started then.
+    pub fn start(processes: &Processes, command: &mut Command, task: &TaskId, stdin: bool) -> io::Result<Self> {
+        let (stdin, to_stdin) = if stdin {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            (read, Some(pipe::Sender::from_owned_fd(write)?))
+        } else {
+            (OwnedFd::from(File::open("/dev/null")?), None)
+        };
+        let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (from_stderr, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        let mark = Mark::of(task);
+        let program = Program {
+            path: &command.path,
+            argv: &command.argv,
+            environment: &command.environment,
+            folder: command.folder.as_fd(),
+            stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        };
+        let child = processes.start(&program, mark)?;
+        Ok(Self {
+            child,
+            mark,
+            stdin: to_stdin,
+            stdout: pipe::Receiver::from_owned_fd(from_stdout)?,
+            stderr: pipe::Receiver::from_owned_fd(from_stderr)?,
+            started: Instant::now(),
+            _script: command.script.take(),
+        })
+    }
+
+    /// The program's process.
+    pub fn pid(&self) -> Pid {
+        self.child.pid
+    }
+
+    /// Follows the task to its end.
+    pub async fn follow(
+        self,
+        processes: &Processes,
+        streams: Streams<'_>,
+        patience: Patience,
+        stop: watch::Receiver<Option<Stop>>,
+    ) -> Ended {
+        let Self { mut child, mark, stdin, stdout, stderr, started, _script } = self;
+        let output = async { tokio::join!(streams.stdout.pump(&stdout), streams.stderr.pump(&stderr)) };
+        let input = async {
+            match (streams.stdin, stdin) {
+                (Some(input), Some(pipe)) => input.pump(pipe).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::pin!(output, input);
+        let mut ended = processes.ended();
+        let mut stop = stop;
+        let mut end = End::new(processes, child.pid, mark, started, patience);
+        let (mut output_open, mut input_open) = (true, true);
+        let (exit, exited_at) = loop {
+            if let Some(exit) = end.is_over(output_open) {
+                break exit;
+            }
+            let wake = end.next_step(&streams, output_open);
+            tokio::select! {
+                exit = &mut child.exit, if end.exit.is_none() => end.exited(exit.unwrap_or(Exit::UNKNOWN)),
+                _ = &mut output, if output_open => output_open = false,
+                () = &mut input, if input_open => input_open = false,
+                Ok(()) = ended.changed(), if end.exit.is_some() => {}
+                Ok(why) = stop.wait_for(Option::is_some), if end.stop.is_none() => end.begin(why.clone()),
+                () = sleep_until(wake) => end.step(&streams, output_open),
+            }
+        };
+        // Somebody outside the task may still hold the pipes: what they write is not the task's any more.
+        streams.stdout.close();
+        streams.stderr.close();
+        if let Some(input) = streams.stdin {
+            input.discard();
+        }
+        Ended {
+            exit,
+            wall: exited_at - started,
+            stop: end.stop,
+            descendants_held_pipe: end.held_pipe || output_open,
+            left_behind: end.left_behind,
+        }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where a task is on its way to the end.
+struct End<'a> {
+    processes: &'a Processes,
+    root: Pid,
+    mark: Mark,
+    started: Instant,
+    patience: Patience,
+    exit: Option<(Exit, Instant)>,
+    stop: Option<Stop>,
+    ladder: Option<Ladder>,
+    held_pipe: bool,
+    left_behind: usize,
+}
+
+/// The next signal, and when it is due.
+#[derive(Debug, Clone, Copy)]
+struct Ladder {
+    signal: Signal,
+    due: Instant,
+}
+
+impl<'a> End<'a> {
+    fn new(processes: &'a Processes, root: Pid, mark: Mark, started: Instant, patience: Patience) -> Self {
+        Self { processes, root, mark, started, patience, exit: None, stop: None, ladder: None, held_pipe: false, left_behind: 0 }
+    }
+
+    fn exited(&mut self, exit: Exit) {
+        self.exit = Some((exit, Instant::now()));
+    }
+
+    fn begin(&mut self, why: Option<Stop>) {
+        self.stop = why;
+        self.ladder = Some(Ladder { signal: Signal::INT, due: Instant::now() });
+    }
+
+    /// The program's exit, once nothing is left: neither the program nor its children nor an open pipe.
+    fn is_over(&mut self, output_open: bool) -> Option<(Exit, Instant)> {
+        let (exit, at) = self.exit?;
+        let alive = self.processes.tree(self.root, self.mark).len();
+        // The pipes of a task without processes are held by somebody it handed them to.
+        (alive <= self.left_behind && (!output_open || at.elapsed() >= GRACE)).then_some((exit, at))
+    }
+
+    /// When to look again, whatever happens.
+    fn next_step(&self, streams: &Streams<'_>, output_open: bool) -> Option<Instant> {
+        match (self.ladder, self.exit) {
+            (Some(ladder), Some((_, at))) if output_open && at.elapsed() < GRACE => Some(ladder.due.min(at + GRACE)),
+            (Some(ladder), _) => Some(ladder.due),
+            (None, Some((_, at))) => Some(at + GRACE),
+            (None, None) => {
+                let run = self.patience.run.map(|run| self.started + run);
+                let idle = self.patience.idle.map(|idle| Instant::now() + idle.saturating_sub(quiet(streams)));
+                run.into_iter().chain(idle).min()
+            }
+        }
+    }
+
+    /// Does what is due.
+    fn step(&mut self, streams: &Streams<'_>, output_open: bool) {
+        let now = Instant::now();
+        if let Some(ladder) = self.ladder {
+            if now >= ladder.due {
+                self.climb(ladder.signal);
+            }
+        } else if let Some((_, at)) = self.exit {
+            if now >= at + GRACE {
+                self.held_pipe = output_open;
+                self.climb(Signal::KILL);
+            }
+        } else if let Some(run) = self.patience.run.filter(|run| self.started + *run <= now) {
+            self.begin(Some(Stop::RunTimeout(run)));
+        } else if let Some(idle) = self.patience.idle.filter(|idle| quiet(streams) >= *idle) {
+            self.begin(Some(Stop::IdleTimeout(idle)));
+        }
+    }
+
+    fn climb(&mut self, signal: Signal) {
+        let send = || self.processes.signal_tree(self.root, self.mark, signal);
+        let (mut reached, mut refused) = send();
+        let (next, wait) = match signal {
+            Signal::INT => (Signal::TERM, STEP),
+            Signal::TERM => (Signal::KILL, STEP),
+            _ => (Signal::KILL, AGAIN),
+        };
+        if signal == Signal::KILL {
+            // A program that forks without end is outrun: what is dead forks no more.
+            for _ in 0..PASSES {
+                if reached == 0 {
+                    self.left_behind = refused;
+                    break;
+                }
+                (reached, refused) = send();
+            }
+        }
+        self.ladder = Some(Ladder { signal: next, due: Instant::now() + wait });
+    }
+}
+
+/// For how long neither stream was used, though it could have been.
+fn quiet(streams: &Streams<'_>) -> Duration {
+    streams.stdout.idle().min(streams.stderr.idle())
+}

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Installs what the tests need and the machine lacks. Debian packages need root; nothing is installed twice.
+set -eu
+
+packages=""
+need() { # need PROGRAM PACKAGE
+    command -v "$1" >/dev/null 2>&1 || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ] || packages="$packages $2"
+}
+need cc gcc
+need make make
+need curl curl
+need ip iproute2
+need nft nftables
+need conntrack conntrack
+need dash dash
+
+if [ -n "$packages" ]; then
+    if [ "$(id -u)" != 0 ]; then
+        echo "The tests need these Debian packages:$packages" >&2
+        echo "Run: sudo apt-get install -y --no-install-recommends$packages" >&2
+        exit 1
+    fi
+    echo "Installing:$packages"
+    apt-get update -qq
+    # shellcheck disable=SC2086
+    DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 install -y -qq --no-install-recommends $packages
+fi
+
+if ! command -v cargo-nextest >/dev/null 2>&1; then
+    cargo install --locked cargo-nextest
+fi

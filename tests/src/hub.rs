@@ -1,0 +1,196 @@
+//! A running `cortex-hub`.
+
+use std::{fs, net::SocketAddr, ops::Deref, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, Result};
+use reqwest::Method;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    api::{Client, Invite},
+    net::{Door, Place},
+    peer::{Peer, PeerOptions},
+    program::{self, Process},
+    wait,
+};
+
+/// From start to ready, on a machine that is busy with other tests.
+const READY: Duration = Duration::from_secs(20);
+
+/// How a hub runs.
+#[derive(Debug, Clone, Default)]
+pub struct HubOptions {
+    /// Where.
+    pub place: Place,
+    /// Without a relay of its own.
+    pub no_relay: bool,
+    /// Relays elsewhere, `host:port#key`.
+    pub relays: Vec<String>,
+}
+
+/// A hub with an administrator. It is the client of that administrator, too.
+#[derive(Debug)]
+pub struct Hub {
+    /// Its process.
+    pub process: Process,
+    client: Client,
+    options: HubOptions,
+    home: TempDir,
+    http_port: u16,
+    relay_port: u16,
+    _door: Option<Door>,
+}
+
+impl Deref for Hub {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Hub {
+    /// Starts a hub with a relay of its own, on loopback.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start() -> Result<Self> {
+        Self::start_with(HubOptions::default()).await
+    }
+
+    /// Starts a hub, and makes its first administrator.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_with(options: HubOptions) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let (http_port, relay_port) = (program::free_port()?, program::free_port()?);
+        configure(&home, &options, http_port, relay_port)?;
+        let mut process = spawn(&options, &home)?;
+        let setup = process.line("its setup link", READY, |line| Some(line.split_once("#setup=")?.1.trim().to_owned())).await?;
+        let (address, door) = options.place.door(http_port)?;
+        let visitor = Client::new(format!("http://{address}"))?;
+        visitor.set_up(&setup).await?;
+        let client = visitor.with_token(visitor.make_token().await?);
+        let hub = Self { process, client, options, home, http_port, relay_port, _door: door };
+        hub.ready().await?;
+        Ok(hub)
+    }
+
+    /// Changes the relays elsewhere; they count from the next start on.
+    ///
+    /// # Errors
+    /// When the configuration cannot be written.
+    pub fn set_relays(&mut self, relays: &[&str]) -> Result<()> {
+        self.options.relays = relays.iter().map(|relay| (*relay).to_owned()).collect();
+        configure(&self.home, &self.options, self.http_port, self.relay_port)
+    }
+
+    /// Its key, as relays are told of it.
+    ///
+    /// # Errors
+    /// When it did not say it.
+    pub fn key(&self) -> Result<String> {
+        let log = self.process.log();
+        let said = log.lines().find(|line| line.contains("the hub is ready")).context("the hub says that it is ready")?;
+        let key = said.split_whitespace().find_map(|word| word.strip_prefix("hub="));
+        Ok(key.context("its key")?.to_owned())
+    }
+
+    /// Where its own relay listens.
+    pub fn relay_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.relay_port).into()
+    }
+
+    /// Where it serves HTTP, in its own network.
+    pub fn http_address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.http_port).into()
+    }
+
+    /// Its data directory.
+    pub fn data_dir(&self) -> PathBuf {
+        self.home.path().join("data")
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("hub.yaml")
+    }
+
+    /// Waits until it says that it is ready.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ready(&self) -> Result<()> {
+        let look = async || {
+            let answer = self.client.request(Method::GET, "/readyz").timeout(Duration::from_secs(5)).send().await;
+            answer.ok().filter(|response| response.status().is_success()).map(drop)
+        };
+        wait::until("the hub is ready", READY, look).await
+    }
+
+    /// Starts it again after its end, with the same data and ports.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.options, &self.home)?;
+        self.ready().await
+    }
+
+    /// An invite for a machine that will be called `name`.
+    ///
+    /// # Errors
+    /// When the hub refuses.
+    pub async fn invite_for(&self, name: &str) -> Result<Invite> {
+        self.client.invite(json!({"name": name})).await
+    }
+
+    /// A peer that has joined and is online.
+    ///
+    /// # Errors
+    /// When it does not join.
+    pub async fn enrol(&self, name: &str) -> Result<Peer> {
+        self.enrol_with(PeerOptions { name: name.to_owned(), ..PeerOptions::default() }).await
+    }
+
+    /// A peer that has joined and is online.
+    ///
+    /// # Errors
+    /// When it does not join.
+    pub async fn enrol_with(&self, options: PeerOptions) -> Result<Peer> {
+        let invite = self.invite_for(&options.name).await?;
+        let mut peer = Peer::start_with(&invite.text, options)?;
+        peer.node = self.client.redeemed(&invite.id, READY).await?;
+        self.client.node_is(&peer.node, "online", READY).await?;
+        Ok(peer)
+    }
+
+    /// Walks the audit chain, and returns how many rows it has.
+    ///
+    /// # Errors
+    /// When the chain does not hold.
+    pub async fn verify_audit(&self) -> Result<u64> {
+        let report: Value = self.client.get("/api/audit/verify").await?;
+        anyhow::ensure!(report["sound"] == true, "the audit chain is broken: {report}");
+        report["rows"].as_u64().context("rows")
+    }
+}
+
+fn configure(home: &TempDir, options: &HubOptions, http_port: u16, relay_port: u16) -> Result<()> {
+    let settings = json!({
+        "data_dir": home.path().join("data"),
+        "listen": format!("127.0.0.1:{http_port}"),
+        "relay": {"enabled": !options.no_relay, "listen": format!("127.0.0.1:{relay_port}")},
+        "relays": options.relays,
+    });
+    // JSON is YAML.
+    Ok(fs::write(home.path().join("hub.yaml"), settings.to_string())?)
+}
+
+fn spawn(options: &HubOptions, home: &TempDir) -> Result<Process> {
+    let mut command = program::command("cortex-hub", &options.place, home.path())?;
+    command.arg("serve").arg("--config").arg(home.path().join("hub.yaml"));
+    Process::start("hub", command, home.path())
+}

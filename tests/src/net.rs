@@ -1,0 +1,419 @@
+//! Networks for tests: namespaces of this machine, joined by cables and routers, with faults that come and go.
+//!
+//! ```text
+//!  hub 10.1.0.2 ── router (NAT) 203.0.113.2 ──┐
+//!                                             ├── a switch: "the internet" ── relay 203.0.113.10
+//! peer 10.2.0.2 ── router (NAT) 203.0.113.3 ──┘
+//! ```
+//! Both routers do what home routers do: what goes out is masqueraded, what nobody inside asked for is dropped. So hub and peer can
+//! meet at the relay and nowhere else; [`Lab::build`] proves that with datagrams before it hands the laboratory out.
+
+use std::{
+    fs::{self, File},
+    io::Write as _,
+    net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
+    os::fd::AsFd as _,
+    path::Path,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use rustix::{
+    process::{Pid, Signal, geteuid, kill_process},
+    thread::{LinkNameSpaceType, move_into_link_name_space},
+};
+use tokio::sync::oneshot;
+
+/// What a machine needs for this.
+const NEEDS: &str = "this test builds networks of namespaces, for which it needs to be root and these packages: \
+                     apt-get install -y --no-install-recommends iproute2 nftables";
+/// Where `ip netns` keeps its namespaces.
+const NAMESPACES: &str = "/run/netns";
+/// How all of ours are called.
+const PREFIX: &str = "cortex-test-";
+/// The relay, on the internet.
+pub const RELAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+
+const HUB: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+const HUB_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const PEER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
+const PEER_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+const PEER_ROUTER_LATER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 4);
+
+/// Where in the network a program runs.
+#[derive(Debug, Clone, Default)]
+pub enum Place {
+    /// In the network of the test itself.
+    #[default]
+    Here,
+    /// In a namespace.
+    Namespace(Arc<Namespace>),
+}
+
+impl Place {
+    /// A command that runs `program` there.
+    pub fn command(&self, program: &Path) -> Command {
+        match self {
+            Self::Here => Command::new(program),
+            Self::Namespace(namespace) => {
+                // `ip` becomes the program: its process id is the program's.
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", &namespace.name]).arg(program);
+                command
+            }
+        }
+    }
+
+    /// An address in the network of the test that leads to a TCP port of the place's own loopback. It does so until the guard is dropped.
+    ///
+    /// # Errors
+    /// When the door cannot be built.
+    pub fn door(&self, port: u16) -> Result<(SocketAddr, Option<Door>)> {
+        match self {
+            Self::Here => Ok(((Ipv4Addr::LOCALHOST, port).into(), None)),
+            Self::Namespace(namespace) => {
+                let (address, door) = Door::build(namespace, port)?;
+                Ok((address, Some(door)))
+            }
+        }
+    }
+}
+
+/// A network namespace; removed when it is dropped.
+#[derive(Debug)]
+pub struct Namespace {
+    name: String,
+}
+
+impl Namespace {
+    fn add(role: &str) -> Result<Arc<Self>> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{PREFIX}{}-{}-{role}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        execute(Command::new("ip").args(["netns", "add", &name]), "")?;
+        let namespace = Self { name };
+        namespace.ip("link set lo up")?;
+        Ok(Arc::new(namespace))
+    }
+
+    /// Removes what tests left behind that were killed themselves.
+    fn sweep() {
+        let Ok(entries) = fs::read_dir(NAMESPACES) else { return };
+        for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+            let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                drop(Self { name });
+            }
+        }
+    }
+
+    /// Runs `ip` with these words in the namespace.
+    ///
+    /// # Errors
+    /// What it complains about.
+    pub fn ip(&self, words: &str) -> Result<()> {
+        execute(Command::new("ip").args(["-n", &self.name]).args(words.split_whitespace()), "")
+    }
+
+    /// Loads rules of `nft` in the namespace.
+    ///
+    /// # Errors
+    /// What it complains about.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        execute(Command::new("ip").args(["netns", "exec", &self.name, "nft", "-f", "-"]), rules)
+    }
+
+    fn forward(&self) -> Result<()> {
+        execute(Command::new("ip").args(["netns", "exec", &self.name, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]), "")
+    }
+
+    /// Runs `work` on a thread inside the namespace: sockets that it opens are there.
+    fn within<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<JoinHandle<Result<T>>> {
+        let file = File::open(Path::new(NAMESPACES).join(&self.name))?;
+        Ok(thread::spawn(move || {
+            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+            work()
+        }))
+    }
+
+    /// Finds out whether a datagram from here to `address` is answered.
+    fn ask(&self, address: Ipv4Addr) -> Result<JoinHandle<Result<bool>>> {
+        self.within(move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_read_timeout(Some(Duration::from_millis(100)))?;
+            for _ in 0..3 {
+                let sent = socket.send_to(b"?", (address, Echo::PORT)).is_ok();
+                if sent && socket.recv(&mut [0; 1]).is_ok() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    fn place(self: &Arc<Self>) -> Place {
+        Place::Namespace(self.clone())
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let inside = Command::new("ip").args(["netns", "pids", &self.name]).output();
+        let inside = inside.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        for pid in inside.lines().filter_map(|line| Pid::from_raw(line.trim().parse().ok()?)) {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+        if let Err(error) = execute(Command::new("ip").args(["netns", "del", &self.name]), "") {
+            eprintln!("{error:#}");
+        }
+    }
+}
+
+fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread.join().map_err(|_| anyhow!("a thread in a namespace panicked"))?
+}
+
+fn execute(command: &mut Command, input: &str) -> Result<()> {
+    let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+    let mut child = child.with_context(|| format!("cannot run {command:?}"))?;
+    child.stdin.take().context("its input")?.write_all(input.as_bytes())?;
+    let output = child.wait_with_output()?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(())
+}
+
+/// Joins two namespaces with a cable whose ends have these names.
+fn cable(a: &Namespace, a_end: &str, b: &Namespace, b_end: &str) -> Result<()> {
+    a.ip(&format!("link add {a_end} type veth peer name {b_end} netns {}", b.name))?;
+    a.ip(&format!("link set {a_end} up"))?;
+    b.ip(&format!("link set {b_end} up"))
+}
+
+/// See [`Place::door`].
+#[derive(Debug)]
+pub struct Door {
+    _open: oneshot::Sender<()>,
+}
+
+impl Door {
+    fn build(namespace: &Namespace, port: u16) -> Result<(SocketAddr, Self)> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        let (open, shut) = oneshot::channel();
+        namespace.within(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async move {
+                tokio::select! {
+                    _ = shut => Ok(()),
+                    served = Self::serve(listener, port) => served,
+                }
+            })
+        })?;
+        Ok((address, Self { _open: open }))
+    }
+
+    /// Whoever comes in stands inside the namespace, because this thread does.
+    async fn serve(listener: TcpListener, port: u16) -> Result<()> {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        loop {
+            let (mut outside, _) = listener.accept().await?;
+            tokio::spawn(async move {
+                let mut inside = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+                inside.set_nodelay(true)?;
+                outside.set_nodelay(true)?;
+                tokio::io::copy_bidirectional(&mut outside, &mut inside).await
+            });
+        }
+    }
+}
+
+/// Answers datagrams on a port, to be reached or not.
+struct Echo {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Result<()>>>,
+}
+
+impl Echo {
+    const PORT: u16 = 7;
+
+    fn start(namespace: &Namespace) -> Result<Self> {
+        let (stop, ready) = (Arc::new(AtomicBool::new(false)), oneshot::channel());
+        let asked_to_stop = stop.clone();
+        let thread = namespace.within(move || {
+            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, Self::PORT))?;
+            socket.set_read_timeout(Some(Duration::from_millis(20)))?;
+            let _ = ready.0.send(());
+            while !asked_to_stop.load(Ordering::Relaxed) {
+                if let Ok((_, from)) = socket.recv_from(&mut [0; 1]) {
+                    let _ = socket.send_to(b"!", from);
+                }
+            }
+            Ok(())
+        })?;
+        let echo = Self { stop, thread: Some(thread) };
+        ready.1.blocking_recv().context("the echo does not start")?;
+        Ok(echo)
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(joined);
+    }
+}
+
+/// A laboratory: see the module's drawing. All of it is removed when it is dropped, with everything that still runs in it.
+#[derive(Debug)]
+pub struct Lab {
+    hub: Arc<Namespace>,
+    hub_router: Arc<Namespace>,
+    internet: Arc<Namespace>,
+    relay: Arc<Namespace>,
+    peer_router: Arc<Namespace>,
+    peer: Arc<Namespace>,
+}
+
+impl Lab {
+    /// Builds it, and makes sure that hub and peer do not reach each other.
+    ///
+    /// # Errors
+    /// When this machine cannot, with what it lacks; or when the network is not what it should be.
+    pub async fn build() -> Result<Self> {
+        tokio::task::spawn_blocking(Self::build_now).await?
+    }
+
+    fn build_now() -> Result<Self> {
+        check_machine()?;
+        Namespace::sweep();
+        let lab = Self {
+            hub: Namespace::add("hub")?,
+            hub_router: Namespace::add("hub-router")?,
+            internet: Namespace::add("internet")?,
+            relay: Namespace::add("relay")?,
+            peer_router: Namespace::add("peer-router")?,
+            peer: Namespace::add("peer")?,
+        };
+        lab.internet.ip("link add switch type bridge")?;
+        lab.internet.ip("link set switch up")?;
+        lab.plug(&lab.relay, "relay", RELAY)?;
+        lab.plug(&lab.hub_router, "hub", HUB_ROUTER)?;
+        lab.plug(&lab.peer_router, "peer", PEER_ROUTER)?;
+        home(&lab.hub, HUB, &lab.hub_router)?;
+        home(&lab.peer, PEER, &lab.peer_router)?;
+        lab.prove()?;
+        Ok(lab)
+    }
+
+    /// Connects a namespace to the internet.
+    fn plug(&self, namespace: &Namespace, end: &str, address: Ipv4Addr) -> Result<()> {
+        cable(namespace, "wan", &self.internet, end)?;
+        self.internet.ip(&format!("link set {end} master switch"))?;
+        namespace.ip(&format!("addr add {address}/24 dev wan"))
+    }
+
+    fn prove(&self) -> Result<()> {
+        let _echoes = [&self.hub, &self.relay, &self.peer].into_iter().map(|at| Echo::start(at)).collect::<Result<Vec<_>>>()?;
+        let Self { hub, relay, peer, .. } = self;
+        let open = [(hub, RELAY), (peer, RELAY)].map(|way| (way, true));
+        let shut = [(peer, HUB), (peer, HUB_ROUTER), (hub, PEER), (hub, PEER_ROUTER), (relay, HUB_ROUTER), (relay, PEER_ROUTER)];
+        let ways = open.into_iter().chain(shut.map(|way| (way, false)));
+        let asked = ways.map(|((from, to), expected)| Ok((from, to, expected, from.ask(to)?))).collect::<Result<Vec<_>>>()?;
+        for (from, to, expected, asked) in asked {
+            let reached = joined(asked)?;
+            ensure!(reached == expected, "{} {} {to}", from.name, if reached { "reaches" } else { "does not reach" });
+        }
+        Ok(())
+    }
+
+    /// Behind the first router.
+    pub fn hub(&self) -> Place {
+        self.hub.place()
+    }
+
+    /// On the internet, at [`RELAY`].
+    pub fn relay(&self) -> Place {
+        self.relay.place()
+    }
+
+    /// Behind the second router.
+    pub fn peer(&self) -> Place {
+        self.peer.place()
+    }
+
+    /// The peer's router forgets every connection, and gives them other ports when they go on: what a router does that was restarted, or
+    /// whose patience with a silent connection is over.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn rebind_ports(&self) -> Result<()> {
+        self.peer_router.nft("flush chain ip nat out\nadd rule ip nat out oifname \"wan\" meta l4proto udp masquerade to :20000-29999\n")?;
+        self.readdress(PEER_ROUTER, PEER_ROUTER)
+    }
+
+    /// The peer's router gets another address from its provider.
+    ///
+    /// # Errors
+    /// When the address cannot be changed.
+    pub fn rebind_address(&self) -> Result<()> {
+        self.readdress(PEER_ROUTER, PEER_ROUTER_LATER)
+    }
+
+    /// The kernel forgets what it masqueraded behind an address when that is taken away.
+    fn readdress(&self, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+        self.peer_router.ip(&format!("addr del {from}/24 dev wan"))?;
+        self.peer_router.ip(&format!("addr add {to}/24 dev wan"))
+    }
+
+    /// The peer's router drops all UDP from now on.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn cut_udp(&self) -> Result<()> {
+        self.peer_router.nft(
+            "table ip fault {\n chain pass {\n type filter hook forward priority -10;\n meta l4proto udp counter drop\n }\n }\n",
+        )
+    }
+
+    /// And passes it again.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn heal_udp(&self) -> Result<()> {
+        self.peer_router.nft("delete table ip fault\n")
+    }
+}
+
+fn check_machine() -> Result<()> {
+    let tools = [("ip", "-V"), ("nft", "-v")];
+    let lacks = tools.into_iter().find(|(tool, version)| execute(Command::new(tool).arg(version), "").is_err());
+    match lacks {
+        Some((tool, _)) => bail!("there is no {tool} here; {NEEDS}"),
+        None if !geteuid().is_root() => bail!("not root; {NEEDS}"),
+        None => Ok(()),
+    }
+}
+
+/// A machine behind a router of its own.
+fn home(machine: &Namespace, address: Ipv4Addr, router: &Namespace) -> Result<()> {
+    let [a, b, c, _] = address.octets();
+    let gateway = Ipv4Addr::new(a, b, c, 1);
+    cable(machine, "lan", router, "lan")?;
+    machine.ip(&format!("addr add {address}/24 dev lan"))?;
+    machine.ip(&format!("route add default via {gateway}"))?;
+    router.ip(&format!("addr add {gateway}/24 dev lan"))?;
+    router.forward()?;
+    router.nft(
+        "table ip nat {\n chain out {\n type nat hook postrouting priority 100;\n oifname \"wan\" masquerade\n }\n }\n\
+         table ip filter {\n chain pass {\n type filter hook forward priority 0; policy drop;\n ct state established,related accept\n \
+         iifname \"lan\" accept\n }\n chain own {\n type filter hook input priority 0;\n iifname \"wan\" ct state new drop\n }\n }\n",
+    )
+}

@@ -1,0 +1,126 @@
+//! A running `cortex-peer`.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use crate::{
+    net::Place,
+    program::{self, Process},
+};
+
+/// How a peer runs.
+#[derive(Debug, Clone, Default)]
+pub struct PeerOptions {
+    /// Where.
+    pub place: Place,
+    /// What its machine is called.
+    pub name: String,
+    /// Further lines of its configuration.
+    pub settings: String,
+}
+
+/// A peer, with a home of its own.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its process.
+    pub process: Process,
+    /// Its node, once that is known.
+    pub node: String,
+    home: TempDir,
+    place: Place,
+}
+
+impl Peer {
+    /// Starts a peer with an invite.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start(invite: &str) -> Result<Self> {
+        Self::start_with(invite, PeerOptions::default())
+    }
+
+    /// Starts a peer with an invite.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_with(invite: &str, options: PeerOptions) -> Result<Self> {
+        let PeerOptions { place, name, settings } = options;
+        let name = if name.is_empty() { String::new() } else { format!("name: {name}\n") };
+        Self::start_from(&format!("{name}invite: {invite}\n{settings}"), place)
+    }
+
+    /// Starts a peer with a configuration file of this text, to which the place of its state is added.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn start_from(yaml: &str, place: Place) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        fs::write(home.path().join("peer.yaml"), format!("{yaml}state_dir: {}\n", home.path().join("state").display()))?;
+        let process = spawn(&place, home.path())?;
+        Ok(Self { process, node: String::new(), home, place })
+    }
+
+    /// Its home folder.
+    pub fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// The folder in which the tasks of a session work.
+    pub fn workspace(&self, session: &str) -> PathBuf {
+        self.home.path().join("state/workspaces").join(session)
+    }
+
+    /// Its configuration file.
+    pub fn config(&self) -> PathBuf {
+        self.home.path().join("peer.yaml")
+    }
+
+    /// A command that runs `cortex-peer` as this peer would, for its other subcommands.
+    ///
+    /// # Errors
+    /// When the program was not built.
+    pub fn command(&self) -> Result<Command> {
+        program::command("cortex-peer", &self.place, self.home.path())
+    }
+
+    /// Starts it again after its end, with the same state.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.place, self.home.path())?;
+        Ok(())
+    }
+
+    /// Processes that work in its folders: those of its tasks.
+    pub fn task_processes(&self) -> Vec<Pid> {
+        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+        let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
+        let here = |pid: &Pid| fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).is_ok_and(|cwd| cwd.starts_with(self.home.path()));
+        let own = Pid::from_raw(i32::try_from(self.process.id()).unwrap_or_default());
+        pids.filter(here).filter(|pid| Some(*pid) != own).collect()
+    }
+}
+
+impl Drop for Peer {
+    /// What a killed peer leaves running would outlive the test.
+    fn drop(&mut self) {
+        let _ = self.process.signal(Signal::KILL);
+        for pid in self.task_processes() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+fn spawn(place: &Place, home: &Path) -> Result<Process> {
+    let mut command = program::command("cortex-peer", place, home)?;
+    command.args(["run", "--allow-root", "--config"]).arg(home.join("peer.yaml"));
+    Process::start("peer", command, home)
+}

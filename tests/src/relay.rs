@@ -1,0 +1,75 @@
+//! A running `cortex-relay`.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use anyhow::Result;
+use tempfile::TempDir;
+
+use crate::{
+    net::Place,
+    program::{self, Process},
+};
+
+/// From start to the line with its address.
+const READY: Duration = Duration::from_secs(10);
+
+/// A relay.
+#[derive(Debug)]
+pub struct Relay {
+    /// Its process.
+    pub process: Process,
+    /// `host:port#key`, as hubs are told of it.
+    pub endpoint: String,
+    home: TempDir,
+    place: Place,
+    arguments: Vec<String>,
+}
+
+impl Relay {
+    /// A relay on loopback for these hubs.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start(hubs: &[&str]) -> Result<Self> {
+        Self::start_at(Place::Here, Ipv4Addr::LOCALHOST, hubs).await
+    }
+
+    /// A relay at a place of the network, at an address there.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_at(place: Place, address: Ipv4Addr, hubs: &[&str]) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let port = program::free_port()?;
+        let mut arguments = vec!["serve".to_owned(), "--listen".into(), format!("{address}:{port}"), "--region".into(), "test".into()];
+        hubs.iter().for_each(|hub| arguments.extend(["--hub".into(), (*hub).to_owned()]));
+        let process = spawn(&place, &home, &arguments)?;
+        let mut relay = Self { process, endpoint: String::new(), home, place, arguments };
+        relay.endpoint = relay.ready().await?;
+        Ok(relay)
+    }
+
+    /// `host:port`.
+    pub fn address(&self) -> &str {
+        self.endpoint.split('#').next().unwrap_or_default()
+    }
+
+    /// Starts it again after its end, with the same key and port.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn restart(&mut self) -> Result<()> {
+        self.process = spawn(&self.place, &self.home, &self.arguments)?;
+        self.ready().await.map(drop)
+    }
+
+    async fn ready(&mut self) -> Result<String> {
+        self.process.line("its address and key", READY, |line| line.rsplit_once('#').filter(|(_, key)| key.len() == 52).map(|_| line.to_owned())).await
+    }
+}
+
+fn spawn(place: &Place, home: &TempDir, arguments: &[String]) -> Result<Process> {
+    let mut command = program::command("cortex-relay", place, home.path())?;
+    command.args(arguments);
+    Process::start("relay", command, home.path())
+}

@@ -1,0 +1,58 @@
+//! System tests: the real programs, talking to each other as they do on people's machines.
+//!
+//! | module | what it shows |
+//! | --- | --- |
+//! | [`main_job`] | a machine joins and runs commands in a session |
+//! | [`shell`] | what a command is given, and how it ends |
+//! | [`hostile`] | commands that misbehave |
+//! | [`presence`] | who is there, as it changes |
+//! | [`crash`] | programs that are killed while they work |
+//! | [`relay`] | relays in processes of their own |
+//! | [`nat`] | hub and peer behind routers, and networks that change |
+//! | [`invite`] | who may join, and who may not |
+//! | [`noise`] | nonsense on every port |
+//! | [`program`] | command lines, configuration files, exit codes |
+//! | [`install`] | from the download page to a node |
+
+mod crash;
+mod hostile;
+mod install;
+mod invite;
+mod main_job;
+mod nat;
+mod noise;
+mod presence;
+mod program;
+mod relay;
+mod shell;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use cortex_tests::{api::Shell, hub::Hub, peer::Peer};
+
+/// For what should take a moment, on a machine that is busy with other tests.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A hub with a peer that is online, and a session to which it is attached.
+struct Stage {
+    hub: Hub,
+    peer: Peer,
+    session: String,
+}
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        let hub = Hub::start().await?;
+        let peer = hub.enrol("machine").await?;
+        let session = hub.session(&[&peer.node]).await?.id;
+        Ok(Self { hub, peer, session })
+    }
+
+    /// A command that runs to its end as it should.
+    async fn still_works(&self) -> Result<()> {
+        let ran = self.hub.run(&self.session, &Shell::argv(["echo", "still here"])).await?;
+        assert_eq!((ran.task.state.as_str(), ran.task.exit_code, ran.stdout.as_str()), ("succeeded", Some(0), "still here\n"));
+        Ok(())
+    }
+}
