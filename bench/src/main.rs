@@ -20,6 +20,7 @@ mod machine;
 mod other;
 mod process;
 mod report;
+mod stack;
 mod table;
 
 use std::{

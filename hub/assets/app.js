@@ -179,7 +179,7 @@ onSubmit("invite-form", async (fields) => {
   const invite = await response.json();
   awaited = invite;
   find("one-liner").textContent = invite.one_liner;
-  find("join-expiry").textContent = new Date(invite.expires_at_ms).toLocaleTimeString();
+  find("join-expiry").textContent = new Date(invite.expires_at_ms).toLocaleString();
   find("bundle").disabled = !invite.programs.some((program) => program.available);
   show("join");
   find("join").scrollIntoView({ behavior: "smooth" });

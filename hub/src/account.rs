@@ -335,3 +335,6 @@ impl Hub {
         self.db.read(move |tx| USERS.get(tx, &id)).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,3 +128,6 @@ impl Hub {
         self.db.read(move |tx| Ok(verify(tx, &key)?)).await
     }
 }
+
+#[cfg(test)]
+mod tests;

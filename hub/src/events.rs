@@ -302,3 +302,6 @@ impl Hub {
         Ok(Follower { db: self.db.clone(), user: actor.user, cursor })
     }
 }
+
+#[cfg(test)]
+mod tests;

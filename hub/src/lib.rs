@@ -42,3 +42,5 @@ pub mod serve;
 pub mod session;
 pub mod store;
 pub mod task;
+#[cfg(test)]
+mod testing;

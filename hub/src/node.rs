@@ -451,3 +451,6 @@ impl Hub {
         Ok(self.find_node(id).await?.map(|node| (&node.policy).into()))
     }
 }
+
+#[cfg(test)]
+mod tests;

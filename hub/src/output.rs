@@ -508,3 +508,6 @@ impl Hub {
         Ok(self.open_output(actor, task).await?.marks())
     }
 }
+
+#[cfg(test)]
+mod tests;

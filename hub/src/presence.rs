@@ -281,3 +281,6 @@ impl Hub {
         .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -44,7 +44,13 @@ pub async fn start(config: &Config, lifecycle: &Lifecycle, parts: &mut Parts) ->
     let hub = Hub::open(&data_dir, options).await?;
     let network = Network::start(hub.clone(), network_options(config, &data_dir)?, lifecycle.clone(), parts).await?;
     let api = Api::new(hub.clone(), config.api_options(), lifecycle.clone());
-    parts.spawn("HTTP", async move { Ok(api::serve(listener, api).await?) });
+    let stopper = lifecycle.clone();
+    parts.spawn("HTTP", async move {
+        api::serve(listener, api).await?;
+        // The last request is answered: nothing else is worth waiting for. Tasks go on at their nodes and report to the next start.
+        stopper.stop();
+        Ok(())
+    });
     Ok(Running { hub, http, url, network })
 }
 

@@ -414,3 +414,6 @@ impl Hub {
             .await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -821,3 +821,6 @@ pub(crate) fn sweep(tx: &mut dyn WriteTx, now_ms: i64) -> Result<(), StoreError>
     })?;
     old.iter().try_for_each(|key| IDEMPOTENCY.delete(tx, key))
 }
+
+#[cfg(test)]
+mod tests;

@@ -220,17 +220,16 @@ impl PeerConfig {
 
     /// The node's own policy, as the hub sees it.
     pub fn ceiling(&self) -> SandboxPolicy {
-        let rules = |rules: &[Rule]| {
-            rules.iter().map(|Rule(words)| CommandRule { prefix: words.clone(), reason: "this node's own setting".into() })
-        };
+        let reason = "this node's own setting";
+        let rule = |Rule(words): &Rule| CommandRule { prefix: words.clone(), reason: reason.into() };
         let mode = match self.policy.mode {
             Mode::Permissive => SandboxMode::Permissive,
             Mode::Strict => SandboxMode::Strict,
         };
         SandboxPolicy {
             mode: mode.into(),
-            allow: rules(&self.policy.allow).collect(),
-            deny: rules(&self.policy.deny).collect(),
+            allow: self.policy.allow.iter().map(rule).collect(),
+            deny: self.policy.deny.iter().map(rule).collect(),
             task_slots: self.policy.task_slots,
             run_timeout_ms: self.policy.run_timeout_s.saturating_mul(1000),
             sequence: 0,

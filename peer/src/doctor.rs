@@ -1,23 +1,55 @@
-//! `cortex-peer doctor`: checks what a peer needs, one thing after the other, and says how to fix what is missing.
+//! `cortex-peer doctor`: what keeps this machine from its hub, and how to put it right.
+//!
+//! Each check ends in one line. A *fail* keeps the peer from working, a *warn* may do so or limits it, *info* is good to know.
 
 use std::{
     net::SocketAddr,
-    path::Path,
-    time::{Duration, Instant},
+    path::{Path, PathBuf},
+    time::Duration,
 };
 
-use cortex_runtime::{clock, keyfile, link, link::LinkError};
-use cortex_wire::{id::HubId, invite::RelayEndpoint, key::SecretKey};
+use cortex_runtime::clock;
+use cortex_wire::invite::RelayEndpoint;
 use serde::Serialize;
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 
-use crate::{config::PeerConfig, config::is_root, health, mesh, state};
+use crate::{capabilities, health, state};
 
-/// How long a relay may take to answer.
+/// Longer than any answer that would be of use.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Less free disk than this and tasks will soon fail.
-const DISK_BYTES: u64 = 512 << 20;
-/// A clock that is off by more confuses people who read logs; tasks use the hub's.
+/// Tickets live for five minutes: a clock this far off is noticed soon.
 const SKEW_MS: i64 = 60_000;
+/// Room for journal and output.
+const DISK_BYTES: u64 = 256 << 20;
+
+/// What is checked.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// Where the hub can be reached.
+    pub relays: Vec<RelayEndpoint>,
+    /// See [`state`].
+    pub state_dir: PathBuf,
+    /// Where tasks start.
+    pub workspace_dir: PathBuf,
+    /// Whether running as root is wanted.
+    pub allow_root: bool,
+    /// Why the invite in the configuration cannot be used, when there is one.
+    pub invite_fault: Option<String>,
+}
+
+/// What a relay that was reached said.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// How long the handshake took.
+    pub took: Duration,
+    /// The other side's clock, when it said so.
+    pub server_time_ms: Option<i64>,
+    /// Why it does not let this node in, when it does not.
+    pub refused: Option<String>,
+}
 
 /// How a check ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -25,255 +57,298 @@ const SKEW_MS: i64 = 60_000;
 pub enum Verdict {
     /// As it should be.
     Ok,
-    /// Works, and could be better; or information.
+    /// Good to know.
+    Info,
+    /// May be in the way.
     Warn,
-    /// Has to be fixed.
+    /// Keeps the peer from working.
     Fail,
 }
 
-/// One check.
+/// One line of the report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// What was checked.
-    pub check: String,
-    /// How it ended.
+    /// What was looked at.
+    pub check: &'static str,
+    /// How it is.
     pub verdict: Verdict,
     /// What was found.
     pub found: String,
-    /// What to do about it; empty when nothing.
-    pub fix: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fix: Option<String>,
 }
 
-/// All checks.
-#[derive(Debug, Clone, Default, Serialize)]
+/// Everything that was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// In the order they were made.
+    /// In the order of the checks.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    fn add(&mut self, check: impl Into<String>, verdict: Verdict, found: impl Into<String>, fix: impl Into<String>) {
-        self.findings.push(Finding { check: check.into(), verdict, found: found.into(), fix: fix.into() });
+    /// Whether nothing failed.
+    pub fn is_sound(&self) -> bool {
+        self.findings.iter().all(|finding| finding.verdict != Verdict::Fail)
     }
 
-    fn ok(&mut self, check: impl Into<String>, found: impl Into<String>) {
-        self.add(check, Verdict::Ok, found, "");
+    fn say(&mut self, check: &'static str, verdict: Verdict, found: impl Into<String>, fix: Option<&str>) {
+        self.findings.push(Finding { check, verdict, found: found.into(), fix: fix.map(str::to_owned) });
     }
+}
 
-    /// Whether something has to be fixed.
-    pub fn failed(&self) -> bool {
-        self.findings.iter().any(|finding| finding.verdict == Verdict::Fail)
-    }
-
-    /// For people.
-    pub fn to_text(&self) -> String {
-        let width = self.findings.iter().map(|finding| finding.check.chars().count()).max().unwrap_or(0);
-        let mut lines: Vec<String> = Vec::new();
-        for finding in &self.findings {
-            let mark = match finding.verdict {
+impl std::fmt::Display for Report {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for Finding { check, verdict, found, fix } in &self.findings {
+            let mark = match verdict {
                 Verdict::Ok => "ok  ",
+                Verdict::Info => "info",
                 Verdict::Warn => "warn",
                 Verdict::Fail => "FAIL",
             };
-            lines.push(format!("{mark}  {:width$}  {}", finding.check, finding.found));
-            if !finding.fix.is_empty() {
-                lines.push(format!("      {:width$}  → {}", "", finding.fix));
+            writeln!(f, "{mark}  {check:<10} {found}")?;
+            if let Some(fix) = fix {
+                writeln!(f, "      {:<10} fix: {fix}", "")?;
             }
         }
-        lines.push(if self.failed() {
-            "\nSomething has to be fixed before this machine comes online.".into()
-        } else {
-            "\nNothing stands in the way.".into()
-        });
-        lines.join("\n")
-    }
-
-    /// For programs.
-    pub fn to_json(&self) -> String {
-        serde_json::to_string_pretty(self).unwrap_or_default()
+        Ok(())
     }
 }
 
-/// Makes all checks. `home`: the hub and its relays, or why they are not known.
-pub async fn examine(config: &PeerConfig, home: anyhow::Result<(HubId, Vec<RelayEndpoint>)>) -> Report {
+/// Makes all checks. `probe` shakes hands with a relay over UDP.
+pub async fn examine(subject: &Subject, probe: impl AsyncFn(&RelayEndpoint) -> Result<Answer, String>) -> Report {
     let mut report = Report::default();
-    check_place(&mut report, "state directory", &config.state_dir());
-    check_place(&mut report, "workspace directory", &config.workspace_dir());
-    check_user(&mut report, config);
-    report.add(
-        "sandbox",
-        Verdict::Warn,
-        "PERMISSIVE: tasks run as the user of the peer",
-        "STRICT is not built yet; give the peer a user of its own",
-    );
-    match home {
-        Ok((hub, relays)) => {
-            let relays = if config.relays.is_empty() { relays } else { config.relays.clone() };
-            if relays.is_empty() {
-                report.add("relays", Verdict::Fail, "none is known", "join again with a new invite, or set `relays` in peer.yaml");
-            }
-            for relay in &relays {
-                check_relay(&mut report, config, &hub, relay).await;
-            }
+    check_membership(&mut report, subject);
+    // Whoever has not joined is refused, and rightly so.
+    let joined = matches!(state::record_in(&subject.state_dir), Ok(Some(_)));
+    let mut server_time_ms = None;
+    for relay in &subject.relays {
+        let addresses = check_name(&mut report, relay).await;
+        if addresses.is_empty() {
+            continue;
         }
-        Err(error) => report.add("hub", Verdict::Fail, format!("{error:#}"), "get an invite on the hub's page, and give it with --invite"),
+        server_time_ms = check_udp(&mut report, relay, joined, &probe).await.or(server_time_ms);
+        check_tcp(&mut report, relay, &addresses).await;
     }
+    check_clock(&mut report, server_time_ms.map(|theirs| theirs - clock::now_ms()));
+    check_disk(&mut report, "state", &subject.state_dir);
+    check_disk(&mut report, "workspace", &subject.workspace_dir);
+    check_sandbox(&mut report);
+    check_user(&mut report, rustix::process::geteuid().is_root(), subject.allow_root);
     report
 }
 
-fn check_place(report: &mut Report, check: &str, dir: &Path) {
-    let shown = dir.display();
-    let probe = dir.join(".doctor");
-    let written = keyfile::make_private_dir(dir).and_then(|()| {
-        let _ = std::fs::remove_file(&probe);
-        keyfile::write_private(&probe, b"cortex")
-    });
-    let _ = std::fs::remove_file(&probe);
-    match (written, health::disk(dir)) {
-        (Err(error), _) => {
-            report.add(check, Verdict::Fail, format!("{shown}: {error}"), "choose another one, or give this user the right to write there")
-        }
-        (Ok(()), Some((free, _))) if free < DISK_BYTES => {
-            report.add(
-                check,
-                Verdict::Warn,
-                format!("{shown}: only {} MiB are free", free >> 20),
-                "make room, or choose a place on another disk",
-            );
-        }
-        (Ok(()), disk) => {
-            let free = disk.map_or(String::new(), |(free, _)| format!(", {} GiB free", free >> 30));
-            report.ok(check, format!("{shown} can be written{free}"));
-        }
+fn check_membership(report: &mut Report, subject: &Subject) {
+    const CHECK: &str = "hub";
+    match state::record_in(&subject.state_dir) {
+        Ok(Some(record)) if record.pending => report.say(
+            CHECK,
+            Verdict::Warn,
+            format!("node {} waits for approval; its fingerprint is {}", record.node, record.node.key().fingerprint()),
+            Some("compare the fingerprint with the one on the hub's page and approve the node there"),
+        ),
+        Ok(Some(record)) => report.say(CHECK, Verdict::Ok, format!("member of `{}` as `{}`", record.hub_name, record.name), None),
+        Ok(None) => match &subject.invite_fault {
+            Some(fault) => report.say(CHECK, Verdict::Fail, fault.clone(), Some("make a new invite on the hub's page")),
+            None if subject.relays.is_empty() => {
+                report.say(CHECK, Verdict::Fail, "this machine has joined no hub", Some("make an invite on the hub's page and put it into the configuration, or pass --invite"));
+            }
+            None => report.say(CHECK, Verdict::Info, "not joined yet; the invite is sound", None),
+        },
+        Err(error) => report.say(CHECK, Verdict::Fail, error.to_string(), None),
+    }
+    if let (Some(process), true) = (state::holder_of(&subject.state_dir), report.is_sound()) {
+        report.say(CHECK, Verdict::Info, format!("a peer is running with this state (process {process})"), None);
     }
 }
 
-fn check_user(report: &mut Report, config: &PeerConfig) {
-    match (is_root(), config.allow_root) {
-        (false, _) => report.ok("user", "not root"),
-        (true, true) => report.add("user", Verdict::Warn, "root, as allowed; so is every task", "make a user for the peer"),
-        (true, false) => {
-            report.add(
-                "user",
-                Verdict::Warn,
-                "root: `run` will refuse to start",
-                "make a user for the peer (useradd --create-home cortex), or start with --allow-root",
-            );
+async fn check_name(report: &mut Report, relay: &RelayEndpoint) -> Vec<SocketAddr> {
+    const CHECK: &str = "name";
+    let found: Vec<SocketAddr> = match timeout(PATIENCE, lookup_host(&relay.address)).await {
+        Ok(Ok(found)) => found.collect(),
+        Ok(Err(error)) => {
+            let fix = "check the spelling and this machine's DNS (try: getent hosts NAME)";
+            report.say(CHECK, Verdict::Fail, format!("{} cannot be resolved: {error}", relay.address), Some(fix));
+            return Vec::new();
         }
-    }
-}
-
-async fn check_relay(report: &mut Report, config: &PeerConfig, hub: &HubId, relay: &RelayEndpoint) {
-    let name = |what: &str| format!("{what} {}", relay.address);
-    let address = match link::resolve(relay).await {
-        Ok(address) => address,
-        Err(error) => {
-            return report.add(name("name"), Verdict::Fail, error.to_string(), "check the name, and this machine's DNS (/etc/resolv.conf)");
+        Err(_) => {
+            report.say(CHECK, Verdict::Fail, format!("{}: no answer from DNS", relay.address), Some("check this machine's DNS server"));
+            return Vec::new();
         }
     };
-    report.ok(name("name"), format!("resolves to {}", address.ip()));
-    let key = probe_key(config);
-    let since = Instant::now();
-    let probed = tokio::time::timeout(PATIENCE, mesh::probe(relay, hub, &key)).await.unwrap_or(Err(LinkError::TimedOut));
-    let took = since.elapsed();
-    match probed {
-        Ok(answer) => {
-            report.ok(name("udp"), format!("the relay answered and proved its key in {} ms", took.as_millis()));
-            check_clock(report, answer.server_time_ms);
-            check_answer(report, relay, &answer);
-        }
-        Err(error @ (LinkError::Connect { .. } | LinkError::TimedOut)) => report.add(
-            name("udp"),
-            Verdict::Fail,
-            error.to_string(),
-            format!("allow UDP to {address} in this network's firewall; if others reach the relay, its address or key may have changed: get a new invite"),
-        ),
-        Err(error) => report.add(name("udp"), Verdict::Fail, error.to_string(), "try again; if it stays, tell the relay's operator"),
+    match found.iter().find(|address| address.is_ipv4()) {
+        Some(address) => report.say(CHECK, Verdict::Ok, format!("{} is {}", relay.address, address.ip()), None),
+        None => report.say(CHECK, Verdict::Warn, format!("{} has no IPv4 address", relay.address), Some("this version reaches relays over IPv4 only; add an A record")),
     }
-    check_tcp(report, &name("tcp"), address).await;
+    found
 }
 
-/// The node's own key when there is one, because what the relay says to it is what `run` will hear; but not while a peer runs, whose link it would take over.
-fn probe_key(config: &PeerConfig) -> SecretKey {
-    let idle = state::State::open(&config.state_dir());
-    let own = idle.ok().and_then(|_idle| keyfile::load(&state::key_path(&config.state_dir())).ok());
-    own.unwrap_or_else(|| SecretKey::from_seed(clock::random()))
-}
-
-fn check_answer(report: &mut Report, relay: &RelayEndpoint, answer: &mesh::Probed) {
-    match &answer.refused {
-        None => report.ok(format!("admission {}", relay.address), "this node is admitted"),
-        Some(refused) if refused.code == "node_unknown" => {
-            report.ok(format!("admission {}", relay.address), "the hub answers; this machine has not joined it yet");
+async fn check_udp(
+    report: &mut Report,
+    relay: &RelayEndpoint,
+    joined: bool,
+    probe: &impl AsyncFn(&RelayEndpoint) -> Result<Answer, String>,
+) -> Option<i64> {
+    const CHECK: &str = "udp";
+    // The probe has its own, longer patience.
+    match timeout(PATIENCE * 3, probe(relay)).await.unwrap_or_else(|_| Err("no answer".into())) {
+        Ok(answer) => {
+            report.say(CHECK, Verdict::Ok, format!("{} answered over QUIC in {} ms", relay.address, answer.took.as_millis()), None);
+            if let (Some(reason), true) = (answer.refused, joined) {
+                report.say("admission", Verdict::Warn, format!("{} does not let this node in: {reason}", relay.address), None);
+            }
+            answer.server_time_ms
         }
-        Some(refused) => {
-            report.add(
-                format!("admission {}", relay.address),
-                Verdict::Fail,
-                format!("{} ({})", refused.reason, refused.code),
-                "the reason says what to do",
+        Err(error) => {
+            let fix = "allow outgoing UDP to that address and port in the firewall; if others reach it, ask whoever runs the relay";
+            report.say(CHECK, Verdict::Fail, format!("{}: {error}", relay.address), Some(fix));
+            None
+        }
+    }
+}
+
+/// There is no fallback over TCP yet, so this is for information.
+async fn check_tcp(report: &mut Report, relay: &RelayEndpoint, addresses: &[SocketAddr]) {
+    let mut open = false;
+    for address in addresses {
+        open |= matches!(timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_)));
+    }
+    let found = if open { "a TCP connection can be made" } else { "no TCP connection can be made" };
+    report.say("tcp", Verdict::Info, format!("{}: {found}; this version does not need or use it (UDP only)", relay.address), None);
+}
+
+fn check_clock(report: &mut Report, skew_ms: Option<i64>) {
+    const CHECK: &str = "clock";
+    match skew_ms {
+        Some(skew) if skew.abs() > SKEW_MS => {
+            let direction = if skew > 0 { "behind" } else { "ahead of" };
+            report.say(
+                CHECK,
+                Verdict::Warn,
+                format!("this machine's clock is {} s {direction} the relay's", skew.abs() / 1000),
+                Some("set the clock, best by NTP (timedatectl set-ntp true)"),
             );
         }
+        Some(skew) => report.say(CHECK, Verdict::Ok, format!("within {} ms of the relay's", skew.abs().max(1)), None),
+        // The year this was written: nothing before it can be right.
+        None if clock::now_ms() < 1_767_225_600_000 => {
+            report.say(CHECK, Verdict::Warn, "this machine's clock is years behind", Some("set the clock, best by NTP (timedatectl set-ntp true)"));
+        }
+        None => report.say(CHECK, Verdict::Info, "nobody answered with a time to compare with", None),
     }
 }
 
-fn check_clock(report: &mut Report, server_time_ms: i64) {
-    if server_time_ms == 0 {
+fn check_disk(report: &mut Report, check: &'static str, folder: &Path) {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
+    if let Err(error) = try_to_write(existing) {
+        let fix = format!("make it writable for this user, or choose another folder (--{check}-dir)");
+        report.say(check, Verdict::Fail, format!("cannot write to {}: {error}", existing.display()), Some(&fix));
         return;
     }
-    let skew = clock::now_ms() - server_time_ms;
-    if skew.abs() > SKEW_MS {
-        report.add(
-            "clock",
-            Verdict::Warn,
-            format!("{} s away from the relay's", skew / 1000),
-            "switch on time synchronisation: timedatectl set-ntp true",
-        );
+    let free = health::disk(existing).map_or(u64::MAX, |(free, _)| free);
+    let found = format!("{} can be written, {} MiB free", folder.display(), free >> 20);
+    if free < DISK_BYTES {
+        report.say(check, Verdict::Warn, found, Some("make room: without it no task starts, because none could be journalled"));
     } else {
-        report.ok("clock", "agrees with the relay's");
+        report.say(check, Verdict::Ok, found, None);
     }
 }
 
-/// Information only: the fallback over TCP is not built yet.
-async fn check_tcp(report: &mut Report, check: &str, address: SocketAddr) {
-    let connected = tokio::time::timeout(Duration::from_secs(2), tokio::net::TcpStream::connect(address)).await;
-    match connected {
-        Ok(Ok(_)) => report.ok(check, "reachable"),
-        _ => report.add(
-            check,
-            Verdict::Warn,
-            "not reachable",
-            "nothing to do: this version needs UDP only, and has no fallback over TCP yet",
-        ),
+fn try_to_write(folder: &Path) -> std::io::Result<()> {
+    let path = folder.join(format!(".cortex-doctor-{}", std::process::id()));
+    std::fs::write(&path, b"x").and_then(|()| std::fs::remove_file(&path))
+}
+
+fn check_sandbox(report: &mut Report) {
+    let sandbox = capabilities::quick(0, Path::new("/")).sandbox.unwrap_or_default();
+    let verdict = if sandbox.level == "strict" { Verdict::Ok } else { Verdict::Info };
+    let missing = if sandbox.missing.is_empty() { String::new() } else { format!("; {}", sandbox.missing.join("; ")) };
+    report.say("sandbox", verdict, format!("{}{missing}", sandbox.level), None);
+}
+
+fn check_user(report: &mut Report, root: bool, allow_root: bool) {
+    const CHECK: &str = "user";
+    match (root, allow_root) {
+        (false, _) => report.say(CHECK, Verdict::Ok, "not root", None),
+        (true, true) => report.say(CHECK, Verdict::Warn, "root: tasks can do anything to this machine", Some("run it as an ordinary user")),
+        (true, false) => {
+            report.say(CHECK, Verdict::Fail, "root, and the peer refuses to run as root", Some("run it as an ordinary user, or pass --allow-root"));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cortex_wire::key::SecretKey;
 
-    #[tokio::test]
-    async fn what_is_missing_comes_with_its_fix() {
-        let dir = tempfile::tempdir().unwrap();
-        let config = PeerConfig { state_dir: Some(dir.path().join("state")), ..PeerConfig::default() };
-        let relay_key = cortex_wire::key::SecretKey::from_seed([1; 32]).public();
-        let nobody = RelayEndpoint { address: "name.invalid:443".into(), id: relay_key.into(), region: String::new() };
-        let report = examine(&config, Ok((relay_key.into(), vec![nobody]))).await;
-        assert!(report.failed());
-        let name = report.findings.iter().find(|finding| finding.check.starts_with("name")).unwrap();
-        assert_eq!(name.verdict, Verdict::Fail);
-        assert!(!name.fix.is_empty());
-        assert!(report.to_text().contains("FAIL"));
-        assert!(report.to_json().contains("\"fail\""));
-        let state = report.findings.iter().find(|finding| finding.check == "state directory").unwrap();
-        assert_eq!(state.verdict, Verdict::Ok);
+    fn relay(address: &str) -> RelayEndpoint {
+        RelayEndpoint { address: address.into(), id: SecretKey::from_seed([1; 32]).public().into(), region: String::new() }
+    }
+
+    fn subject(dir: &Path, relays: Vec<RelayEndpoint>) -> Subject {
+        Subject {
+            relays,
+            state_dir: dir.join("state"),
+            workspace_dir: dir.join("work"),
+            allow_root: true,
+            invite_fault: None,
+        }
+    }
+
+    fn verdict(report: &Report, check: &str) -> Verdict {
+        report.findings.iter().find(|finding| finding.check == check).unwrap_or_else(|| panic!("{check} in {report}")).verdict
+    }
+
+    async fn unreachable(_: &RelayEndpoint) -> Result<Answer, String> {
+        panic!("nobody to ask")
     }
 
     #[tokio::test]
-    async fn a_machine_without_a_hub_is_told_where_to_get_an_invite() {
+    async fn a_machine_in_order_has_no_failure() {
         let dir = tempfile::tempdir().unwrap();
-        let config = PeerConfig { state_dir: Some(dir.path().to_owned()), ..PeerConfig::default() };
-        let report = examine(&config, Err(anyhow::anyhow!("no hub"))).await;
-        assert!(report.failed() && report.to_text().contains("--invite"));
+        let probe = async |_: &RelayEndpoint| Ok(Answer { took: Duration::from_millis(3), server_time_ms: Some(clock::now_ms() + 5), refused: None });
+        let report = examine(&subject(dir.path(), vec![relay("127.0.0.1:1")]), probe).await;
+        assert!(report.is_sound(), "{report}");
+        for check in ["name", "udp", "clock", "state", "workspace"] {
+            assert_eq!(verdict(&report, check), Verdict::Ok, "{report}");
+        }
+        assert_eq!(verdict(&report, "tcp"), Verdict::Info);
+    }
+
+    #[tokio::test]
+    async fn what_fails_says_how_to_fix_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let probe = async |_: &RelayEndpoint| Err("no answer".to_owned());
+        let report = examine(&subject(dir.path(), vec![relay("127.0.0.1:1")]), probe).await;
+        assert!(!report.is_sound());
+        let udp = report.findings.iter().find(|finding| finding.check == "udp").unwrap();
+        assert!(udp.verdict == Verdict::Fail && udp.fix.as_ref().is_some_and(|fix| fix.contains("firewall")));
+        assert!(report.to_string().contains("FAIL  udp"));
+        let report = examine(&subject(dir.path(), vec![]), unreachable).await;
+        assert_eq!(verdict(&report, "hub"), Verdict::Fail);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let report = examine(&Subject { state_dir: file.join("state"), ..subject(dir.path(), vec![]) }, unreachable).await;
+        assert_eq!(verdict(&report, "state"), Verdict::Fail);
+    }
+
+    #[test]
+    fn a_wrong_clock_is_named() {
+        let mut report = Report::default();
+        check_clock(&mut report, Some(3_600_000));
+        assert!(report.findings[0].found.contains("3600 s behind"), "{report}");
+        check_clock(&mut report, Some(-120_000));
+        assert!(report.findings[1].found.contains("ahead of"));
+        assert!(report.is_sound());
+    }
+
+    #[test]
+    fn root_is_refused_unless_it_is_wanted() {
+        let mut report = Report::default();
+        check_user(&mut report, true, false);
+        assert_eq!(verdict(&report, "user"), Verdict::Fail);
+        check_user(&mut report, false, false);
+        assert_eq!(report.findings[1].verdict, Verdict::Ok);
     }
 }

@@ -2,16 +2,16 @@
 //!
 //! | module | answers for |
 //! | --- | --- |
+//! | [`config`] | the settings |
+//! | [`state`] | what is kept between two starts |
+//! | [`mesh`] | the network side: link, connection to the hub |
 //! | [`task`] | which tasks may start, which run, which wait to be collected |
 //! | [`journal`] | what must be remembered of tasks if the peer dies |
 //! | [`shell`] | one shell task: a program, its pipes, its end |
+//! | [`process`] | programs that the peer starts, and all that they start |
 //! | [`capabilities`] | what the machine is and has |
 //! | [`health`] | what the machine does right now |
-//! | [`mesh`] | the network side: link, connection to the hub |
-//! | [`config`] | settings |
-//! | [`doctor`] | what keeps a machine from coming online |
-//! | [`state`] | what is kept between starts |
-//! | [`process`] | programs that the peer starts, and all that they start |
+//! | [`doctor`] | what keeps the machine from its hub |
 
 pub mod capabilities;
 pub mod config;

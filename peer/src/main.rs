@@ -1,60 +1,65 @@
-//! `cortex-peer`: the command line. Everything it does is in the library.
+//! `cortex-peer`: the program.
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use cortex_peer::{
     capabilities,
-    config::{self, EXAMPLE, PREFIX, PeerConfig},
+    config::{self, EXAMPLE, PeerConfig},
     doctor,
     health::Health,
-    mesh::{self, MeshError, MeshOptions},
-    state::{self, Membership, State},
-    task::{Bounds, Tasks, TasksOptions},
+    mesh::{self, KeySequences, MeshError, MeshOptions, Registered},
+    process,
+    state::{self, HubRecord, RelayRecord, Sequences, State},
+    task::{Tasks, TasksOptions},
 };
 use cortex_runtime::{
-    clock, keyfile,
+    clock,
     lifecycle::{Lifecycle, exit},
     telemetry,
 };
 use cortex_wire::{
     id::HubId,
     invite::{self, RelayEndpoint, Terms},
+    key::SecretKey,
+    limits,
     schema::Invite,
+    text,
 };
+use serde_json::json;
 use tokio::sync::watch;
 
-/// How long the peer may take to stop after the first signal.
-const GRACE: Duration = Duration::from_secs(12);
+/// From the first signal until everything is ended: tasks get five seconds, then the steps of a cancellation.
+const STOP_WITHIN: Duration = Duration::from_secs(20);
+/// What running tasks get of it when the hub is not there to hear of it.
+const DRAIN: Duration = Duration::from_secs(5);
 
-const ABOUT: &str = "\
-Makes this machine a node of a Cortex Mesh hub: it connects out through a relay, and runs the tasks that the hub's people send.
-
-Get an invite on the hub's page, then: cortex-peer run --invite cxi1_… (or put the invite into peer.yaml). The machine's key is made
-here and stays here. Nothing has to be opened in a firewall: UDP going out to the relay's port is enough.";
-
-const AFTER: &str = "\
-Examples:
-  cortex-peer run --invite cxi1_…              join and stay connected
-  cortex-peer run --config peer.yaml           the same from a file; the invite is erased from it once it is used
-  cortex-peer doctor --config peer.yaml        why does it not come online?
-  cortex-peer status                           which hub, which node, which fingerprint
-  cortex-peer config example > peer.yaml       every setting, documented
-
-Where things are:
-  state   /var/lib/cortex-peer as root, else $XDG_STATE_HOME/cortex-peer (~/.local/state/cortex-peer)
-  work    `workspaces` in there, one folder per session
-
-Exit codes: 0 stopped in good order, 1 it failed, 2 the command line or the configuration cannot be used, 3 the hub refuses this machine and
-max_retries is used up, 4 the hub was not reached and max_retries is used up.";
-
+/// Cortex Mesh peer: makes this machine a node of a hub.
+///
+/// It connects to the hub through a relay (outgoing UDP, no open port), runs the tasks that the hub sends, under this machine's own policy, and streams
+/// what they print. Everything a task may do, the user who runs this program may do.
 #[derive(Parser)]
-#[command(name = "cortex-peer", version, about = ABOUT, after_help = AFTER, max_term_width = 120)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  cortex-peer run --invite cxi1_…            join a hub and stay connected (the invite is on the hub's page)
+  cortex-peer run --config peer.yaml         the same with a file; the invite is erased from it when it is used
+  cortex-peer run                            again, after it has joined
+  cortex-peer status                         who this node is, and to which hub it belongs
+  cortex-peer doctor --config peer.yaml      what is wrong, and how to fix it
+  cortex-peer config example > peer.yaml     a file with every setting, documented
+
+Every setting can also come from the environment: CORTEX_PEER_NAME, CORTEX_PEER_STATE_DIR, CORTEX_PEER_LOG_FILTER, …
+
+Exit codes: 0 stopped in good order · 1 failed while running · 2 command line or settings cannot be used ·
+3 the hub refuses this node, and max_retries is used up · 4 the hub cannot be reached, and max_retries is used up"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -62,262 +67,389 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Join a hub if need be, and stay connected until stopped (SIGINT or SIGTERM)
+    /// Connect to the hub and run its tasks until stopped.
+    ///
+    /// SIGINT or SIGTERM: nothing new is started, running tasks get five seconds, then they are cancelled. A second signal stops at once.
     Run(Run),
-    /// Show which hub this machine belongs to, and as which node
-    Status(Place),
-    /// Check what keeps this machine from coming online, and say how to fix it
-    Doctor(Doctor),
-    /// Print or check a configuration file
-    #[command(subcommand)]
-    Config(ConfigCommand),
-}
-
-#[derive(Args)]
-struct Place {
-    /// The configuration file
-    #[arg(long, short, value_name = "FILE", env = "CORTEX_PEER_CONFIG")]
-    config: Option<PathBuf>,
-    /// Where key, journal and output are kept
-    #[arg(long, value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct Run {
-    #[command(flatten)]
-    place: Place,
-    /// The invite from the hub's page; needed once
-    #[arg(long, value_name = "cxi1_…")]
-    invite: Option<String>,
-    /// What the hub should call this machine
-    #[arg(long)]
-    name: Option<String>,
-    /// Where tasks work
-    #[arg(long, value_name = "DIR")]
-    workspace_dir: Option<PathBuf>,
-    /// Tries in a row before giving up; for ever when not given
-    #[arg(long, value_name = "N")]
-    max_retries: Option<u32>,
-    /// Run as root, and every task with it
-    #[arg(long)]
-    allow_root: bool,
-    /// Log level or directives, such as debug or info,quinn=debug
-    #[arg(long, value_name = "FILTER")]
-    log: Option<String>,
-}
-
-#[derive(Args)]
-struct Doctor {
-    #[command(flatten)]
-    place: Place,
-    /// Check with this invite instead of the one in the file
-    #[arg(long, value_name = "cxi1_…")]
-    invite: Option<String>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    /// Say who this node is and to which hub it belongs.
+    Status {
+        #[command(flatten)]
+        place: Place,
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check what keeps this machine from its hub, and say how to fix it.
+    ///
+    /// Exit code 0 when nothing failed, 1 otherwise.
+    Doctor {
+        #[command(flatten)]
+        place: Place,
+        /// Check with this invite.
+        #[arg(long, value_name = "INVITE")]
+        invite: Option<String>,
+        /// Running as root is wanted.
+        #[arg(long)]
+        allow_root: bool,
+        /// As one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Help with the configuration file.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
 }
 
 #[derive(Subcommand)]
 enum ConfigCommand {
-    /// Print a file with every setting, documented
+    /// Print a file with every setting, documented.
     Example,
-    /// Check a file; prints what is wrong with it
+    /// Say whether a file can be used, and what is wrong with it.
     Check {
-        /// The file
-        file: PathBuf,
+        /// The file.
+        #[arg(long, value_name = "FILE", env = "CORTEX_PEER_CONFIG")]
+        config: PathBuf,
     },
 }
 
-/// An error with the exit code it asks for.
-struct Failed(u8, anyhow::Error);
+#[derive(clap::Args)]
+struct Place {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE", env = "CORTEX_PEER_CONFIG")]
+    config: Option<PathBuf>,
+    /// Where key, journal and output are kept.
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
 
-impl From<anyhow::Error> for Failed {
-    fn from(error: anyhow::Error) -> Self {
-        Self(exit::FAILURE, error)
+#[derive(clap::Args)]
+struct Run {
+    #[command(flatten)]
+    place: Place,
+    /// The permission to join a hub; needed once.
+    #[arg(long, value_name = "INVITE")]
+    invite: Option<String>,
+    /// What this machine is called on the hub's page [default: the host name].
+    #[arg(long)]
+    name: Option<String>,
+    /// Where tasks start; one folder per session is made in it.
+    #[arg(long, value_name = "DIR")]
+    workspace_dir: Option<PathBuf>,
+    /// A relay to use instead of those that the hub names; may be given several times.
+    #[arg(long = "relay", value_name = "HOST:PORT#KEY")]
+    relays: Vec<String>,
+    /// Give up after this many tries in a row [default: never].
+    #[arg(long, value_name = "N")]
+    max_retries: Option<u32>,
+    /// Run as root although tasks can then do anything to this machine.
+    #[arg(long)]
+    allow_root: bool,
+    /// Log level or directives [default: info].
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+impl Place {
+    fn settings(&self) -> anyhow::Result<PeerConfig> {
+        let mut settings = PeerConfig::load(self.config.as_deref())?;
+        settings.state_dir = self.state_dir.clone().or(settings.state_dir);
+        Ok(settings)
     }
 }
 
-fn usage(error: impl Into<anyhow::Error>) -> Failed {
-    Failed(exit::USAGE, error.into())
+impl Run {
+    fn settings(&self) -> anyhow::Result<PeerConfig> {
+        let mut settings = self.place.settings()?;
+        settings.invite = self.invite.clone().or(settings.invite);
+        settings.name = self.name.clone().or(settings.name);
+        settings.workspace_dir = self.workspace_dir.clone().or(settings.workspace_dir);
+        settings.max_retries = self.max_retries.or(settings.max_retries);
+        settings.allow_root |= self.allow_root;
+        if !self.relays.is_empty() {
+            settings.relays.clone_from(&self.relays);
+        }
+        if let Some(filter) = &self.log {
+            settings.log.filter.clone_from(filter);
+        }
+        settings.check()?;
+        Ok(settings)
+    }
 }
 
 fn main() -> ExitCode {
+    process::keep_inherited_descriptors();
     let outcome = match Cli::parse().command {
-        Command::Run(flags) => run(flags),
-        Command::Status(place) => status(&place),
-        Command::Doctor(flags) => examine(&flags),
-        Command::Config(ConfigCommand::Example) => {
+        Command::Run(command) => run(&command),
+        Command::Status { place, json } => status(&place, json),
+        Command::Doctor { place, invite, allow_root, json } => examine(&place, invite, allow_root, json),
+        Command::Config { command: ConfigCommand::Example } => {
             print!("{EXAMPLE}");
             Ok(exit::OK)
         }
-        Command::Config(ConfigCommand::Check { file }) => check(&file),
+        Command::Config { command: ConfigCommand::Check { config } } => check(&config),
     };
-    match outcome {
-        Ok(code) => ExitCode::from(code),
-        Err(Failed(code, error)) => {
-            eprintln!("cortex-peer: {error:#}");
-            ExitCode::from(code)
-        }
+    ExitCode::from(outcome.unwrap_or_else(|failure| {
+        eprintln!("cortex-peer: {:#}", failure.error);
+        failure.code
+    }))
+}
+
+/// An error and what the program exits with.
+struct Failure {
+    code: u8,
+    error: anyhow::Error,
+}
+
+type Outcome = Result<u8, Failure>;
+
+/// Gives an error the exit code of its kind.
+trait OrExit<T> {
+    fn or_exit(self, code: u8) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
+    fn or_exit(self, code: u8) -> Result<T, Failure> {
+        self.map_err(|error| Failure { code, error: error.into() })
     }
 }
 
-fn settings(place: &Place) -> Result<PeerConfig, Failed> {
-    let mut config: PeerConfig = cortex_runtime::config::load(place.config.as_deref(), PREFIX).map_err(usage)?;
-    config.state_dir = place.state_dir.clone().or(config.state_dir);
-    Ok(config)
+/// One thread for everything that waits: the fastest on few cores, and the smallest.
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start").or_exit(exit::FAILURE)
 }
 
-/// One thread for everything that waits.
-fn block_on<T>(future: impl Future<Output = T>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    Ok(runtime.block_on(future))
-}
-
-fn run(flags: Run) -> Result<u8, Failed> {
-    let mut config = settings(&flags.place)?;
-    config.name = flags.name.unwrap_or(config.name);
-    config.workspace_dir = flags.workspace_dir.or(config.workspace_dir);
-    config.max_retries = flags.max_retries.or(config.max_retries);
-    config.allow_root |= flags.allow_root;
-    config.invite = flags.invite.or(config.invite);
-    config.log.filter = flags.log.unwrap_or(config.log.filter);
-    telemetry::start(config.log.format, &config.log.filter).map_err(usage)?;
-    if config::is_root() && !config.allow_root {
-        return Err(usage(anyhow::anyhow!(
-            "refusing to run as root, because every task would run as root too.\n\
-             Make a user for it:   useradd --create-home cortex && su - cortex -c 'cortex-peer run …'\n\
-             Or, knowing this:     cortex-peer run --allow-root …"
-        )));
+fn run(command: &Run) -> Outcome {
+    let settings = command.settings().or_exit(exit::USAGE)?;
+    telemetry::start(settings.log.format, &settings.log.filter).or_exit(exit::USAGE)?;
+    if rustix::process::geteuid().is_root() && !settings.allow_root {
+        return Err(anyhow::anyhow!(
+            "this is root, and every task of the hub could then do anything to this machine. Run cortex-peer as an ordinary user, or pass \
+             --allow-root (allow_root: true in the file) if that is what you want, in a container for instance"
+        ))
+        .or_exit(exit::USAGE);
     }
-    block_on(stay_connected(config, flags.place.config))?
+    let state = State::open(&settings.state_dir()).or_exit(exit::USAGE)?;
+    let key = state.key().or_exit(exit::USAGE)?;
+    let membership = Membership::find(&settings, &state).or_exit(exit::USAGE)?;
+    runtime()?.block_on(connect(settings, command.place.config.clone(), state, key, membership))
 }
 
-async fn stay_connected(config: PeerConfig, file: Option<PathBuf>) -> Result<u8, Failed> {
-    let state = State::open(&config.state_dir()).map_err(usage)?;
-    let key = state.key().map_err(usage)?;
-    let membership = state.membership().map_err(usage)?;
-    let home = home(&config, membership.as_ref()).map_err(usage)?;
-    let ceiling = config.ceiling().map_err(|error| usage(anyhow::anyhow!(error)))?;
-    let tasks = Tasks::open(TasksOptions {
-        state_dir: config.state_dir(),
-        workspace_dir: config.workspace_dir(),
-        node: key.clone(),
-        ceiling: ceiling.clone(),
-        shell: config.shell.clone(),
-        environment: config.environment.clone(),
-        bounds: Bounds::default(),
-        policy_sequence: 0,
-    })
-    .map_err(usage)?;
-    let described = capabilities::quick(ceiling.task_slots, &config.workspace_dir());
-    let name = if config.name.is_empty() { described.hostname.clone() } else { config.name.clone() };
-    let (tell, told) = watch::channel(described.clone());
-    tokio::spawn(async move {
-        let _ = tell.send(capabilities::with_tools(described).await);
-        // Kept: a channel without a sender would look like news for ever.
-        tell.closed().await;
-    });
-    let lifecycle = Lifecycle::new();
-    tokio::spawn(lifecycle.clone().follow_signals(GRACE));
-    let mut health = Health::new(config.workspace_dir());
-    tracing::info!(fingerprint = key.public().fingerprint(), hub = %home.hub, version = env!("CARGO_PKG_VERSION"), "starting");
-    let options = MeshOptions {
-        key,
-        hub: home.hub,
-        relays: if config.relays.is_empty() { home.relays } else { config.relays },
-        invite: home.invite,
-        name,
-        sequences: membership.as_ref().map(Membership::sequences).unwrap_or_default(),
-        ceiling,
-        capabilities: told,
-        health: Box::new(move || health.report()),
-        tasks,
-        remember: Box::new(move |registered| {
-            state.remember(&Membership::from(registered))?;
-            // Only now: whatever happens before this, the invite can be used again by this very machine.
-            file.as_deref().map_or(Ok(()), |file| {
-                config::erase_invite(file).with_context(|| format!("cannot erase the invite from {}", file.display()))
-            })
-        }),
-        max_retries: config.max_retries,
-        lifecycle,
-    };
-    match mesh::run(options).await {
-        Ok(()) => Ok(exit::OK),
-        Err(error @ MeshError::Refused { .. }) => Err(Failed(exit::REFUSED, error.into())),
-        Err(error @ MeshError::Unreachable(_)) => Err(Failed(exit::UNREACHABLE, error.into())),
-        Err(error) => Err(Failed(exit::FAILURE, error.into())),
-    }
-}
-
-/// Where this machine belongs.
-struct Home {
+/// Which hub, and how to get there.
+struct Membership {
     hub: HubId,
     relays: Vec<RelayEndpoint>,
     invite: Option<(Invite, Terms)>,
+    record: Option<HubRecord>,
 }
 
-/// By what it has joined, or by its invite.
-fn home(config: &PeerConfig, membership: Option<&Membership>) -> anyhow::Result<Home> {
-    let invite = match &config.invite {
-        Some(text) => Some(invite::read(text, clock::now_ms())),
-        None => None,
+impl Membership {
+    fn find(settings: &PeerConfig, state: &State) -> anyhow::Result<Self> {
+        let record = state.record()?;
+        let invite = settings.invite.as_deref().map(|text| invite::read(text, clock::now_ms()));
+        let (hub, known, invite) = match (&record, invite) {
+            (None, None) => anyhow::bail!(
+                "this machine has joined no hub yet. Make an invite on the hub's page, then: cortex-peer run --invite cxi1_… (or put it into the \
+                 configuration file: invite: cxi1_…)"
+            ),
+            (None, Some(invite)) => {
+                let (invite, terms) = invite?;
+                (terms.hub, terms.relays.clone(), Some((invite, terms)))
+            }
+            (Some(record), Some(Ok((invite, terms)))) if record.hub == terms.hub => {
+                let redeemed = record.invite_id == Some(terms.id.to_string());
+                (record.hub, endpoints(record), (!redeemed).then_some((invite, terms)))
+            }
+            (Some(record), Some(Ok(_))) => anyhow::bail!(
+                "this machine belongs to the hub `{}` already, and the invite is for another hub. One peer has one hub: start a second one with its own \
+                 --state-dir, or remove {} to leave the first",
+                record.hub_name,
+                state.path().display()
+            ),
+            (Some(record), Some(Err(error))) => {
+                tracing::warn!(%error, "the invite in the settings is of no use, and not needed: this machine has joined already");
+                (record.hub, endpoints(record), None)
+            }
+            (Some(record), None) => (record.hub, endpoints(record), None),
+        };
+        let chosen = settings.relays()?;
+        Ok(Self { hub, relays: if chosen.is_empty() { known } else { chosen }, invite, record })
+    }
+}
+
+fn endpoints(record: &HubRecord) -> Vec<RelayEndpoint> {
+    record.relays.iter().map(RelayEndpoint::from).collect()
+}
+
+async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, key: SecretKey, membership: Membership) -> Outcome {
+    let lifecycle = Lifecycle::new();
+    tokio::spawn(lifecycle.clone().follow_signals(STOP_WITHIN));
+    let sequences = membership.record.as_ref().map(|record| record.sequences).unwrap_or_default();
+    let tasks = Tasks::open(TasksOptions {
+        state_dir: state.path().to_owned(),
+        workspace_dir: settings.workspace_dir(),
+        node: key.clone(),
+        ceiling: settings.ceiling(),
+        shell: settings.shell.clone(),
+        environment: settings.environment.clone(),
+        bounds: settings.bounds(),
+        policy_sequence: sequences.policy,
+    })
+    .or_exit(exit::FAILURE)?;
+    tokio::spawn(drain_alone(lifecycle.clone(), tasks.clone()));
+
+    let described = capabilities::quick(tasks.slots(), &settings.workspace_dir());
+    let (describe, capabilities) = watch::channel(described.clone());
+    tokio::spawn(async move { describe.send(capabilities::with_tools(described).await) });
+
+    let mut health = Health::new(settings.workspace_dir());
+    let options = MeshOptions {
+        name: settings.name.clone().unwrap_or_else(|| capabilities.borrow().hostname.clone()),
+        key,
+        hub: membership.hub,
+        relays: membership.relays.clone(),
+        invite: membership.invite.clone(),
+        sequences: KeySequences { transport: sequences.transport, task: sequences.task },
+        ceiling: settings.ceiling(),
+        capabilities,
+        health: Box::new(move || health.report()),
+        tasks: tasks.clone(),
+        remember: remember(state, config, tasks.clone(), membership),
+        max_retries: settings.max_retries,
+        lifecycle,
     };
-    match (membership, invite) {
-        (Some(known), Some(Ok((_, terms)))) if terms.hub != known.hub => anyhow::bail!(
-            "this machine belongs to the hub {} already, and the invite is for another one; give the second membership a state directory of its \
-             own with --state-dir",
-            known.hub_name
-        ),
-        // Joined: whatever became of the invite, it is not needed any more.
-        (Some(known), _) => Ok(Home { hub: known.hub, relays: known.relays(), invite: None }),
-        (None, Some(read)) => {
-            let (invite, terms) = read?;
-            Ok(Home { hub: terms.hub, relays: terms.relays.clone(), invite: Some((invite, terms)) })
+    let outcome = mesh::run(options).await;
+    tasks.end_now();
+    match outcome {
+        Ok(()) => Ok(exit::OK),
+        Err(error) => {
+            let code = match &error {
+                MeshError::Setup(_) => exit::FAILURE,
+                MeshError::Refused { .. } => exit::REFUSED,
+                MeshError::Unreachable(_) => exit::UNREACHABLE,
+            };
+            Err(error).or_exit(code)
         }
-        (None, None) => anyhow::bail!(
-            "this machine belongs to no hub yet; get an invite on the hub's page, and start with: cortex-peer run --invite cxi1_…"
-        ),
     }
 }
 
-fn status(place: &Place) -> Result<u8, Failed> {
-    let config = settings(place)?;
-    let dir = config.state_dir();
-    println!("state directory  {}", dir.display());
-    match keyfile::load(&state::key_path(&dir)) {
-        Ok(key) => println!("node             {}\nfingerprint      {}", key.public(), key.public().fingerprint()),
-        Err(_) => println!("node             (no key yet; it is made at the first start)"),
-    }
-    match state::membership_in(&dir).map_err(usage)? {
-        Some(known) => {
-            println!("hub              {} ({})", known.hub_name, known.hub);
-            println!("known there as   {}{}", known.name, if known.pending { " (waiting for approval)" } else { "" });
-            known.relays().iter().for_each(|relay| println!("relay            {}", relay.address));
+/// Stops in good order when there is no connection over which to say goodbye.
+async fn drain_alone(lifecycle: Lifecycle, tasks: Tasks) {
+    lifecycle.draining().await;
+    tasks.drain(DRAIN).await;
+    // With a connection the network side leaves by itself, once it has said goodbye.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lifecycle.stop();
+}
+
+/// Keeps what a registration taught, and erases the invite that it used up.
+fn remember(
+    state: State,
+    config: Option<PathBuf>,
+    tasks: Tasks,
+    membership: Membership,
+) -> Box<dyn FnMut(&Registered) -> anyhow::Result<()> + Send> {
+    let Membership { invite, record, .. } = membership;
+    let invite_id = invite.map(|(_, terms)| terms.id.to_string()).or_else(|| record.and_then(|record| record.invite_id));
+    let mut erase_from = config;
+    Box::new(move |registered| {
+        let Registered { hub, hub_name, node, name, relays, sequences, pending } = registered;
+        state.remember(&HubRecord {
+            hub: *hub,
+            hub_name: hub_name.clone(),
+            node: *node,
+            name: name.clone(),
+            relays: relays.iter().map(RelayRecord::from).collect(),
+            sequences: Sequences { transport: sequences.transport, task: sequences.task, policy: tasks.policy_sequence() },
+            pending: *pending,
+            invite_id: invite_id.clone(),
+        })?;
+        // After the record: should the program die in between, the invite is still there to be tried again.
+        if let Some(path) = erase_from.take()
+            && let Err(error) = config::erase_invite(&path)
+        {
+            tracing::warn!(%error, "joined, but the configuration file keeps its invite");
         }
-        None => println!("hub              (none yet; join with: cortex-peer run --invite cxi1_…)"),
+        Ok(())
+    })
+}
+
+fn status(place: &Place, as_json: bool) -> Outcome {
+    let settings = place.settings().or_exit(exit::USAGE)?;
+    let folder = settings.state_dir();
+    let record = state::record_in(&folder).or_exit(exit::FAILURE)?;
+    let key = state::key_in(&folder).or_exit(exit::FAILURE)?.map(|key| key.public());
+    let holder = state::holder_of(&folder);
+    if as_json {
+        let value = json!({
+            "state_dir": folder,
+            "running": holder.is_some(),
+            "process": holder,
+            "node_id": key.map(|key| key.to_string()),
+            "fingerprint": key.map(|key| key.fingerprint()),
+            "hub": record,
+        });
+        println!("{value}");
+        return Ok(exit::OK);
+    }
+    println!("state        {}", folder.display());
+    println!("running      {}", holder.map_or("no".to_owned(), |process| format!("yes, process {process}")));
+    match key {
+        Some(key) => println!("node id      {key}\nfingerprint  {}", key.fingerprint()),
+        None => println!("node id      none yet; it is made at the first start"),
+    }
+    match record {
+        Some(record) => {
+            let pending = if record.pending { "  (waits for approval)" } else { "" };
+            println!("name         {}{pending}\nhub          {}\nhub key      {}", record.name, record.hub_name, record.hub);
+            for relay in &record.relays {
+                println!("relay        {}", relay.address);
+            }
+        }
+        None => println!("hub          none; join one with: cortex-peer run --invite cxi1_…"),
     }
     Ok(exit::OK)
 }
 
-fn examine(flags: &Doctor) -> Result<u8, Failed> {
-    let mut config = settings(&flags.place)?;
-    config.invite = flags.invite.clone().or(config.invite);
-    let membership = state::membership_in(&config.state_dir()).ok().flatten();
-    let home = home(&config, membership.as_ref());
-    let report = block_on(doctor::examine(&config, home.map(|home| (home.hub, home.relays))))?;
-    println!("{}", if flags.json { report.to_json() } else { report.to_text() });
-    Ok(if report.failed() { exit::FAILURE } else { exit::OK })
+fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: bool) -> Outcome {
+    let settings = place.settings().or_exit(exit::USAGE)?;
+    let folder = settings.state_dir();
+    let record = state::record_in(&folder).ok().flatten();
+    let invite = invite.or(settings.invite.clone()).map(|text| invite::read(&text, clock::now_ms()));
+    let chosen = settings.relays().or_exit(exit::USAGE)?;
+    let terms = invite.as_ref().and_then(|read| read.as_ref().ok()).map(|(_, terms)| terms);
+    let known = record.as_ref().map(endpoints).or_else(|| terms.map(|terms| terms.relays.clone())).unwrap_or_default();
+    let hub = record.as_ref().map(|record| record.hub).or_else(|| terms.map(|terms| terms.hub));
+    let subject = doctor::Subject {
+        relays: if chosen.is_empty() { known } else { chosen },
+        workspace_dir: settings.workspace_dir(),
+        allow_root: allow_root || settings.allow_root,
+        invite_fault: invite.as_ref().and_then(|read| read.as_ref().err()).map(ToString::to_string),
+        state_dir: folder.clone(),
+    };
+    // A stranger's key does for a handshake; the node's own is not made by looking.
+    let key = state::key_in(&folder).ok().flatten().unwrap_or_else(|| SecretKey::from_seed(clock::random()));
+    let report = runtime()?.block_on(doctor::examine(&subject, async |relay| {
+        let hub = hub.unwrap_or_else(|| key.public().into());
+        let since = Instant::now();
+        let answer = mesh::probe(relay, &hub, &key).await.map_err(|error| error.to_string())?;
+        Ok(doctor::Answer {
+            took: since.elapsed(),
+            server_time_ms: Some(answer.server_time_ms).filter(|time| *time > 0),
+            refused: answer.refused.map(|refused| text::clean(&refused.reason, limits::TEXT_BYTES)),
+        })
+    }));
+    if as_json {
+        println!("{}", json!({ "ok": report.is_sound(), "findings": report.findings }));
+    } else {
+        print!("{report}");
+    }
+    Ok(if report.is_sound() { exit::OK } else { exit::FAILURE })
 }
 
-fn check(file: &Path) -> Result<u8, Failed> {
-    let config: PeerConfig = cortex_runtime::config::read(file).map_err(usage)?;
-    config.ceiling().map_err(|error| usage(anyhow::anyhow!(error)))?;
-    if let Some(text) = &config.invite {
-        invite::read(text, clock::now_ms()).map_err(usage)?;
-    }
-    println!("{} is fine", file.display());
+fn check(path: &Path) -> Outcome {
+    config::read(path).or_exit(exit::USAGE)?.check().or_exit(exit::USAGE)?;
+    println!("{} can be used", path.display());
     Ok(exit::OK)
 }

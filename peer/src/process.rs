@@ -5,8 +5,8 @@
 //! the peer. Which task it belongs to is told by its [`Mark`], which the kernel hands from parent to child (see there). This is bookkeeping for
 //! programs that do not mind being found, not a wall: the wall is the sandbox.
 //!
-//! All children are reaped here, by one listener for SIGCHLD, and so nothing in this package may use `tokio::process`. Foreign children (of a test
-//! harness in the same process, say) are left alone: they bear no mark.
+//! One listener for SIGCHLD takes the status of every child that was started here and of the orphans of tasks. Children that others in the same
+//! program start (probes, a test harness) are left to them: they bear no mark.
 
 use std::{
     collections::HashMap,

@@ -46,6 +46,9 @@ pub const SANDBOX_LEVEL: &str = "permissive";
 /// How many (task, fence) pairs are remembered after the hub has collected them.
 const COLLECTED: usize = 4096;
 
+/// Where neither the hub nor the node says how many tasks may run at once.
+const DEFAULT_SLOTS: u32 = 64;
+
 /// What [`Tasks::open`] needs.
 #[derive(Debug, Clone)]
 pub struct TasksOptions {
@@ -145,7 +148,8 @@ struct State {
     task_key: Option<PublicKey>,
     policy: Option<Policy>,
     policy_sequence: u64,
-    starting: BTreeSet<TaskId>,
+    /// Admitted, with their fences, and not in the journal yet.
+    starting: BTreeMap<TaskId, u64>,
     tasks: BTreeMap<TaskId, Arc<Task>>,
     collected: Collected,
     draining: bool,
@@ -205,7 +209,7 @@ impl Tasks {
             task_key: None,
             policy: None,
             policy_sequence: options.policy_sequence,
-            starting: BTreeSet::new(),
+            starting: BTreeMap::new(),
             tasks: BTreeMap::new(),
             collected: Collected::default(),
             draining: false,
@@ -261,7 +265,7 @@ impl Tasks {
     /// Every task the hub may ask about.
     pub fn inventory(&self) -> Vec<TaskInventory> {
         let state = self.0.state();
-        let starting = state.starting.iter().map(|id| (id, 0, false, false));
+        let starting = state.starting.iter().map(|(id, fence)| (id, *fence, false, false));
         let known = state.tasks.values().map(|task| (&task.id, task.fence, task.result().is_some(), task.lost));
         starting
             .chain(known)
@@ -294,7 +298,13 @@ impl Tasks {
 
     /// How many tasks may run at once.
     pub fn slots(&self) -> u32 {
-        self.0.state().policy.as_ref().map_or(self.0.ceiling.task_slots, |policy| policy.rules().task_slots)
+        let state = self.0.state();
+        slots(state.policy.as_ref().map_or(&self.0.ceiling, Policy::rules))
+    }
+
+    /// The sequence of the newest policy seen, to be kept for the next start.
+    pub fn policy_sequence(&self) -> u64 {
+        self.0.state().policy_sequence
     }
 
     /// The link to the hub came or went. While it is away nobody is held back for it.
@@ -317,14 +327,24 @@ impl Tasks {
         let _ = running.wait_for(|count| *count == 0).await;
     }
 
-    /// Checks a task and begins it. It goes on whether or not the caller waits.
+    /// Kills every process of every task at once, for a program that ends now. What it ends so is lost at the next start.
+    pub fn end_now(&self) {
+        for task in self.0.state().tasks.values() {
+            if let (Some(pid), None) = (task.pid(), task.result()) {
+                self.0.processes.signal_tree(pid, Mark::of(&task.id), rustix::process::Signal::KILL);
+            }
+        }
+    }
+
+    /// Checks a task and begins it. A caller that is gone before the journal is asked stops it; after that it goes on whether or not anybody waits.
     async fn begin(&self, signed: &Signed) -> Result<Arc<Task>, Rejection> {
         let admitted = self.0.admit(signed)?;
         let (tell, told) = oneshot::channel();
         let inner = self.0.clone();
         tokio::spawn(async move {
             let id = admitted.id;
-            match inner.start(admitted).await {
+            let started = if tell.is_closed() { Err(Rejection::Draining) } else { inner.start(admitted).await };
+            match started {
                 Ok((task, patience, running)) => {
                     let _ = tell.send(Ok(task.clone()));
                     inner.follow(&task, patience, running).await;
@@ -373,7 +393,7 @@ impl Inner {
             let (Some(gate), Some(task_key), Some(policy)) = (gate, task_key, policy) else { return Err(Rejection::StalePolicy) };
             let request = gate.check(signed, task_key, policy, now_ms)?;
             let id = TaskId::from_slice(&request.task_id).map_err(|_| Rejection::Malformed("task id"))?;
-            let slots = policy.rules().task_slots;
+            let slots = slots(policy.rules());
             let policy_hash = Bytes::copy_from_slice(&policy.hash());
             let run_timeout = [policy.rules().run_timeout_ms, request.limits.unwrap_or_default().run_timeout_ms];
             if request.mode() == SandboxMode::Strict {
@@ -381,7 +401,7 @@ impl Inner {
                     "this version cannot; dispatch it with mode `permissive` if that is acceptable".into(),
                 ));
             }
-            let again = state.starting.contains(&id) || state.tasks.contains_key(&id);
+            let again = state.starting.contains_key(&id) || state.tasks.contains_key(&id);
             if again || state.collected.fences.get(&id).is_some_and(|fence| request.fence <= *fence) {
                 return Err(Rejection::Replayed);
             }
@@ -389,10 +409,10 @@ impl Inner {
                 return Err(Rejection::Draining);
             }
             // Results that nobody collects count, too: an inventory holds no more.
-            if state.running() >= slots.max(1) || state.tasks.len() + state.starting.len() >= limits::INVENTORY_ENTRIES {
+            if state.running() >= slots || state.tasks.len() + state.starting.len() >= limits::INVENTORY_ENTRIES {
                 return Err(Rejection::Busy(slots));
             }
-            state.starting.insert(id);
+            state.starting.insert(id, request.fence);
             let run_timeout = run_timeout.into_iter().filter(|ms| *ms > 0).min().map(Duration::from_millis);
             Ok(Admitted { id, request, policy_hash, run_timeout })
         })
@@ -466,6 +486,11 @@ impl State {
         let running = self.tasks.values().filter(|task| task.result().is_none()).count() + self.starting.len();
         u32::try_from(running).unwrap_or(u32::MAX)
     }
+}
+
+/// How many tasks a policy lets run at once.
+fn slots(rules: &SandboxPolicy) -> u32 {
+    if rules.task_slots == 0 { DEFAULT_SLOTS } else { rules.task_slots }
 }
 
 /// How much of a stream an interrupted spool is known to hold: all of it until the ring came round, its head from then on.

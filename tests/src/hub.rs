@@ -59,14 +59,14 @@ impl Hub {
         Self::start_with(HubOptions::default()).await
     }
 
-    /// Starts a hub, and makes its first administrator.
+    /// Starts a hub, and makes its first administrator. One without a relay of its own need not be ready yet.
     ///
     /// # Errors
     /// When it does not start.
     pub async fn start_with(options: HubOptions) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let (http_port, relay_port) = (program::free_port()?, program::free_port()?);
-        configure(&home, &options, http_port, relay_port)?;
+        configure(&home, http_port, relay_port)?;
         let mut process = spawn(&options, &home)?;
         let setup = process.line("its setup link", READY, |line| Some(line.split_once("#setup=")?.1.trim().to_owned())).await?;
         let (address, door) = options.place.door(http_port)?;
@@ -74,17 +74,15 @@ impl Hub {
         visitor.set_up(&setup).await?;
         let client = visitor.with_token(visitor.make_token().await?);
         let hub = Self { process, client, options, home, http_port, relay_port, _door: door };
-        hub.ready().await?;
+        if !hub.options.no_relay {
+            hub.ready().await?;
+        }
         Ok(hub)
     }
 
     /// Changes the relays elsewhere; they count from the next start on.
-    ///
-    /// # Errors
-    /// When the configuration cannot be written.
-    pub fn set_relays(&mut self, relays: &[&str]) -> Result<()> {
+    pub fn set_relays(&mut self, relays: &[&str]) {
         self.options.relays = relays.iter().map(|relay| (*relay).to_owned()).collect();
-        configure(&self.home, &self.options, self.http_port, self.relay_port)
     }
 
     /// Its key, as relays are told of it.
@@ -178,12 +176,11 @@ impl Hub {
     }
 }
 
-fn configure(home: &TempDir, options: &HubOptions, http_port: u16, relay_port: u16) -> Result<()> {
+fn configure(home: &TempDir, http_port: u16, relay_port: u16) -> Result<()> {
     let settings = json!({
         "data_dir": home.path().join("data"),
         "listen": format!("127.0.0.1:{http_port}"),
-        "relay": {"enabled": !options.no_relay, "listen": format!("127.0.0.1:{relay_port}")},
-        "relays": options.relays,
+        "relay": {"listen": format!("127.0.0.1:{relay_port}")},
     });
     // JSON is YAML.
     Ok(fs::write(home.path().join("hub.yaml"), settings.to_string())?)
@@ -192,5 +189,9 @@ fn configure(home: &TempDir, options: &HubOptions, http_port: u16, relay_port: u
 fn spawn(options: &HubOptions, home: &TempDir) -> Result<Process> {
     let mut command = program::command("cortex-hub", &options.place, home.path())?;
     command.arg("serve").arg("--config").arg(home.path().join("hub.yaml"));
+    if options.no_relay {
+        command.arg("--no-relay");
+    }
+    options.relays.iter().for_each(|relay| drop(command.args(["--relay", relay])));
     Process::start("hub", command, home.path())
 }

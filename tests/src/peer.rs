@@ -67,6 +67,22 @@ impl Peer {
         Ok(Self { process, node: String::new(), home, place })
     }
 
+    /// Another peer with a copy of this one's key, as on a machine that was cloned.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn twin(&self) -> Result<Self> {
+        let home = tempfile::tempdir()?;
+        let state = home.path().join("state");
+        fs::create_dir(&state)?;
+        for file in ["node.key", "hub.json"] {
+            fs::copy(self.home().join("state").join(file), state.join(file))?;
+        }
+        fs::write(home.path().join("peer.yaml"), format!("state_dir: {}\n", state.display()))?;
+        let process = spawn(&self.place, home.path())?;
+        Ok(Self { process, node: self.node.clone(), home, place: self.place.clone() })
+    }
+
     /// Its home folder.
     pub fn home(&self) -> &Path {
         self.home.path()

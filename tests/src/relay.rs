@@ -22,7 +22,8 @@ pub struct Relay {
     pub endpoint: String,
     home: TempDir,
     place: Place,
-    arguments: Vec<String>,
+    listen: String,
+    hubs: Vec<String>,
 }
 
 impl Relay {
@@ -40,11 +41,10 @@ impl Relay {
     /// When it does not start.
     pub async fn start_at(place: Place, address: Ipv4Addr, hubs: &[&str]) -> Result<Self> {
         let home = tempfile::tempdir()?;
-        let port = program::free_port()?;
-        let mut arguments = vec!["serve".to_owned(), "--listen".into(), format!("{address}:{port}"), "--region".into(), "test".into()];
-        hubs.iter().for_each(|hub| arguments.extend(["--hub".into(), (*hub).to_owned()]));
-        let process = spawn(&place, &home, &arguments)?;
-        let mut relay = Self { process, endpoint: String::new(), home, place, arguments };
+        let listen = format!("{address}:{}", program::free_port()?);
+        let hubs: Vec<String> = hubs.iter().map(|hub| (*hub).to_owned()).collect();
+        let process = spawn(&place, &home, &listen, &hubs)?;
+        let mut relay = Self { process, endpoint: String::new(), home, place, listen, hubs };
         relay.endpoint = relay.ready().await?;
         Ok(relay)
     }
@@ -59,8 +59,17 @@ impl Relay {
     /// # Errors
     /// When it does not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.place, &self.home, &self.arguments)?;
+        self.process = spawn(&self.place, &self.home, &self.listen, &self.hubs)?;
         self.ready().await.map(drop)
+    }
+
+    /// Starts it again after its end, for other hubs.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn serve(&mut self, hubs: &[&str]) -> Result<()> {
+        self.hubs = hubs.iter().map(|hub| (*hub).to_owned()).collect();
+        self.restart().await
     }
 
     async fn ready(&mut self) -> Result<String> {
@@ -68,8 +77,9 @@ impl Relay {
     }
 }
 
-fn spawn(place: &Place, home: &TempDir, arguments: &[String]) -> Result<Process> {
+fn spawn(place: &Place, home: &TempDir, listen: &str, hubs: &[String]) -> Result<Process> {
     let mut command = program::command("cortex-relay", place, home.path())?;
-    command.args(arguments);
+    command.args(["serve", "--listen", listen, "--region", "test", "--state-dir"]).arg(home.path().join("state"));
+    hubs.iter().for_each(|hub| drop(command.args(["--hub", hub])));
     Process::start("relay", command, home.path())
 }

@@ -24,6 +24,8 @@ use cortex_wire::{
 };
 use quinn::{Connection, Endpoint};
 
+/// The tool's name, as `--against` knows it.
+pub const NAME: &str = "relay";
 /// How figures name it.
 pub const LABEL: &str = "plain QUIC stream through the same relay";
 /// Written at once.
@@ -141,4 +143,35 @@ impl End {
 /// Runs on a runtime of its own on this thread: on few cores that was the fastest.
 fn alone<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cortex_relay::{Options, Relay};
+    use cortex_runtime::lifecycle::Lifecycle;
+
+    /// On a thread of its own, as the program is a process of its own.
+    #[test]
+    fn bytes_cross_a_relay() {
+        let hub = PlainHub::new();
+        let served = hub.id();
+        let (told, endpoint) = mpsc::channel();
+        let lifecycle = Lifecycle::new();
+        let life = lifecycle.clone();
+        let relay = std::thread::spawn(move || {
+            alone(async {
+                let key = SecretKey::from_seed(clock::random());
+                let (listen, region) = (([127, 0, 0, 1], 0).into(), String::new());
+                let relay = Relay::bind(Options { listen, key, region, hubs: vec![served], max_links: 9, bytes_per_second: 0 })?;
+                told.send(RelayEndpoint { address: relay.local_addr()?.to_string(), id: relay.id(), region: String::new() })?;
+                relay.run(life).await;
+                Ok(())
+            })
+        });
+        let took = hub.transfer(&endpoint.recv().unwrap(), 16 << 20).unwrap();
+        assert!(took > Duration::ZERO);
+        lifecycle.stop();
+        relay.join().unwrap().unwrap();
+    }
 }

@@ -52,7 +52,7 @@ pub(super) fn token_id(text: &str) -> Option<&str> {
     (id.len() == ID_CHARS && secret.len() == SECRET_CHARS && check(body) == sum).then_some(id)
 }
 
-fn check(text: &str) -> String {
+pub(super) fn check(text: &str) -> String {
     let mut sum = crc32(text.as_bytes());
     let mut digits = [0; CHECK_CHARS];
     for digit in digits.iter_mut().rev() {

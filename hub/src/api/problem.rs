@@ -166,6 +166,7 @@ impl From<StoreError> for Problem {
 fn next_step(code: &str, kind: Kind) -> &'static str {
     match code {
         "ambiguous_node" => "name one of the candidates in `node`",
+        "bad_login" => "check both; after several wrong tries an account waits for some minutes",
         "bad_setup_token" => "the hub prints the setup link when it starts; a restart prints a new one",
         "idempotency_conflict" => "use a new Idempotency-Key for a new request",
         "node_not_attached" => "attach it: POST /api/sessions/{id}/nodes/{node}",

@@ -19,6 +19,7 @@ use cortex_wire::{
     task, text,
 };
 use prost::Message as _;
+use rustix::process::Pid;
 use tokio::sync::watch;
 
 use super::{Bounds, SANDBOX_LEVEL};
@@ -43,6 +44,7 @@ pub(super) struct Task {
     pub news: watch::Sender<()>,
     stop: watch::Sender<Option<Stop>>,
     result: OnceLock<Signed>,
+    pid: OnceLock<Pid>,
     /// Counts the streams that were attached: the newest one reads.
     reader: AtomicU64,
 }
@@ -64,6 +66,7 @@ impl Task {
             news,
             stop: watch::Sender::new(None),
             result: OnceLock::new(),
+            pid: OnceLock::new(),
             reader: AtomicU64::new(0),
         }
     }
@@ -87,6 +90,15 @@ impl Task {
 
     pub(super) fn streams(&self) -> Streams<'_> {
         Streams { stdin: self.stdin.as_ref(), stdout: &self.stdout, stderr: &self.stderr }
+    }
+
+    /// Its first process, once it was started by this peer.
+    pub(super) fn pid(&self) -> Option<Pid> {
+        self.pid.get().copied()
+    }
+
+    pub(super) fn runs_as(&self, pid: Pid) {
+        let _ = self.pid.set(pid);
     }
 
     pub(super) fn result(&self) -> Option<&Signed> {

@@ -35,6 +35,7 @@ impl Inner {
             })
         });
         let running = running.inspect_err(|_| self.remove_output(&id))?;
+        task.runs_as(running.pid());
         self.change(|state| {
             state.starting.remove(&id);
             state.tasks.insert(id, task.clone());

@@ -24,6 +24,7 @@ use tokio::{
 use super::{SANDBOX_LEVEL, Tasks, record::Task};
 use crate::shell::{
     Stop,
+    input::Input,
     output::{Frame, Next},
 };
 
@@ -36,6 +37,8 @@ struct Cursors {
     stdout: u64,
     stderr: u64,
     stdin: u64,
+    /// The hub may not know how far its input came.
+    resumed: bool,
 }
 
 /// Lets the task run free again when its stream is gone, however that happens.
@@ -89,13 +92,13 @@ impl Tasks {
         let id = TaskId::from_slice(&resume.task_id).map_err(|_| unknown())?;
         // It may be on its way to the disk this very moment.
         let mut running = self.watch_running();
-        while self.0.state().starting.contains(&id) {
+        while self.0.state().starting.contains_key(&id) {
             running.changed().await.map_err(|_| unknown())?;
         }
         let task = self.0.known(&id).ok_or_else(unknown)?;
         task.stdout.acknowledge(resume.stdout_offset);
         task.stderr.acknowledge(resume.stderr_offset);
-        Ok((task, Cursors { stdout: resume.stdout_offset, stderr: resume.stderr_offset, stdin: resume.stdin_offset }))
+        Ok((task, Cursors { stdout: resume.stdout_offset, stderr: resume.stderr_offset, stdin: 0, resumed: true }))
     }
 
     async fn converse<R, W>(
@@ -149,6 +152,10 @@ async fn say<W: AsyncWrite + Unpin>(
     mut cursors: Cursors,
     writer: &mut FrameWriter<W>,
 ) -> Result<(), StreamError> {
+    if cursors.resumed {
+        cursors.stdin = task.stdin.as_ref().map_or(0, Input::written);
+        writer.send(&from(from_task::Frame::InputAck(InputAck { offset: cursors.stdin }))).await?;
+    }
     let started = TaskStarted { at_ms: task.started_at_ms, sandbox_level: SANDBOX_LEVEL.into() };
     writer.send(&from(from_task::Frame::Started(started))).await?;
     let mut news = task.news.subscribe();

@@ -1,14 +1,96 @@
-//! Peer and hub behind routers of their own, which reach each other through the relay only.
+//! Hub and peer behind routers of their own, which meet at a relay and nowhere else, while their networks change under them.
+
+use std::time::Duration;
 
 use anyhow::Result;
-use cortex_tests::net::Lab;
+use cortex_tests::{
+    api::Shell,
+    hub::{Hub, HubOptions},
+    net::{Lab, RELAY},
+    peer::{Peer, PeerOptions},
+    relay::Relay,
+    wait,
+};
+
+use crate::SOON;
+
+/// The laboratory goes last: what runs in it has ended then.
+struct Away {
+    hub: Hub,
+    peer: Peer,
+    session: String,
+    _relay: Relay,
+    lab: Lab,
+}
+
+impl Away {
+    async fn set() -> Result<Self> {
+        let lab = Lab::build().await?;
+        let mut relay = Relay::start_at(lab.relay(), RELAY, &[]).await?;
+        let hub = Hub::start_with(HubOptions { place: lab.hub(), no_relay: true, relays: vec![relay.endpoint.clone()] }).await?;
+        relay.process.terminate(SOON).await?;
+        relay.serve(&[&hub.key()?]).await?;
+        hub.ready().await?;
+        let peer = hub.enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), ..PeerOptions::default() }).await?;
+        let session = hub.session(&[&peer.node]).await?.id;
+        Ok(Self { hub, peer, session, _relay: relay, lab })
+    }
+
+    /// Runs a task that prints a line every 50 ms for eight seconds, does something to the network when it has begun, and checks that its
+    /// output is whole.
+    async fn prints_on(&self, change: impl AsyncFnOnce(&Lab) -> Result<()>) -> Result<()> {
+        let task = self.hub.dispatch(&self.session, &Shell::script("for i in $(seq 1 160); do echo \"line $i\"; sleep 0.05; done")).await?;
+        let begun = async || self.hub.output(&task.id, "stdout").await.ok().filter(|output| output.len() > 50);
+        wait::until("some output", SOON, begun).await?;
+        change(&self.lab).await?;
+        let ran = self.hub.finish(&task.id, Duration::from_secs(40)).await?;
+        let expected: String = (1..=160).map(|i| format!("line {i}\n")).collect();
+        assert_eq!((ran.task.state.as_str(), ran.task.attempt, ran.stdout), ("succeeded", 1, expected));
+        Ok(())
+    }
+}
 
 #[tokio::test]
-async fn a_lab_is_built() -> Result<()> {
-    let lab = Lab::build().await?;
-    lab.cut_udp()?;
-    lab.heal_udp()?;
-    lab.rebind_ports()?;
-    lab.rebind_address()?;
+async fn the_main_job_runs_between_two_private_networks() -> Result<()> {
+    let away = Away::set().await?;
+    let ran = away.hub.run(&away.session, &Shell::argv(["hostname", "-I"])).await?;
+    assert_eq!(ran.stdout.trim(), "10.2.0.2", "the command ran in the peer's network: {ran:?}");
+    let ran = away.hub.run(&away.session, &Shell::script("head -c 3000000 /dev/zero | tr '\\0' x")).await?;
+    assert_eq!(ran.stdout.len(), 3_000_000);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_nat_that_forgets_its_connections_costs_no_output() -> Result<()> {
+    let mut away = Away::set().await?;
+    away.prints_on(async |lab| lab.rebind_ports()).await?;
+    away.prints_on(async |lab| lab.rebind_address()).await?;
+    assert!(away.peer.process.is_running());
+    Ok(())
+}
+
+#[tokio::test]
+async fn five_seconds_without_udp_cost_no_output() -> Result<()> {
+    let away = Away::set().await?;
+    let cut = async |lab: &Lab| {
+        lab.cut_udp()?;
+        // The fault itself lasts this long; nothing is waited for.
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        lab.heal_udp()
+    };
+    away.prints_on(cut).await?;
+    away.hub.node_is(&away.peer.node, "online", SOON).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_peer_that_is_cut_off_is_shown_offline_and_comes_back_by_itself() -> Result<()> {
+    let away = Away::set().await?;
+    away.lab.cut_udp()?;
+    away.hub.node_is(&away.peer.node, "offline", Duration::from_secs(10)).await?;
+    away.lab.heal_udp()?;
+    away.hub.node_is(&away.peer.node, "online", Duration::from_secs(20)).await?;
+    let ran = away.hub.run(&away.session, &Shell::argv(["echo", "back"])).await?;
+    assert_eq!(ran.stdout, "back\n");
     Ok(())
 }

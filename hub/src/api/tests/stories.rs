@@ -160,13 +160,14 @@ async fn the_audit_log_is_read_and_verified_by_administrators() {
 async fn an_operator_makes_accounts_and_tokens_on_the_data_directory() {
     let dir = tempfile::tempdir().unwrap();
     let hub = Hub::open(dir.path(), HubOptions::default()).await.unwrap();
-    let new = NewUser { name: "root-of-all".into(), password: PASSWORD.into(), role: Role::Member };
-    let user = crate::operator::create_user(&hub, new).await.unwrap();
+    let new = |name: &str, role| NewUser { name: name.into(), password: PASSWORD.into(), role };
+    crate::operator::create_user(&hub, new("ada", Role::Admin)).await.unwrap();
+    let user = crate::operator::create_user(&hub, new("bob", Role::Member)).await.unwrap();
     let token = NewToken { name: "ci".into(), scopes: ALL_SCOPES.into(), expires_in_ms: None };
     let text = crate::operator::create_token(&hub, &user, token).await.unwrap();
     assert!(!hub.authenticate_token(&text).await.unwrap().may(Scope::Admin));
     crate::operator::reset_password(&hub, &user, "another long password".into()).await.unwrap();
-    assert!(hub.login("root-of-all", PASSWORD, "test").await.is_err());
-    hub.login("root-of-all", "another long password", "test").await.unwrap();
+    assert!(hub.login("bob", PASSWORD, "test").await.is_err());
+    hub.login("bob", "another long password", "test").await.unwrap();
     assert!(matches!(Hub::open(dir.path(), HubOptions::default()).await, Err(crate::hub::OpenError::InUse { .. })));
 }
