@@ -1,7 +1,9 @@
 //! The benchmarks.
 
 mod dispatch;
+mod idle;
 mod output;
+mod start;
 
 use std::path::{Path, PathBuf};
 
@@ -23,7 +25,7 @@ pub struct Bench {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH];
+pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH];
 
 /// How a benchmark is run.
 pub struct Setting {

@@ -14,6 +14,7 @@
 
 mod bench;
 mod contest;
+mod fleet;
 mod http;
 mod interrupt;
 mod machine;

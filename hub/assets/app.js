@@ -180,6 +180,9 @@ onSubmit("invite-form", async (fields) => {
   awaited = invite;
   find("one-liner").textContent = invite.one_liner;
   find("join-expiry").textContent = new Date(invite.expires_at_ms).toLocaleString();
+  const host = new URL(/https?:[^ ]+/.exec(invite.one_liner)[0]).hostname;
+  find("own-host").textContent = host;
+  show("loopback", ["localhost", "127.0.0.1", "[::1]"].includes(host));
   find("bundle").disabled = !invite.programs.some((program) => program.available);
   show("join");
   find("join").scrollIntoView({ behavior: "smooth" });

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | [`problem`] | errors as problem documents, the one map from the domain's errors to HTTP |
 //! | [`guard`], [`site`], [`credential`], [`caller`] | who may ask: Host, Origin, cookie, token |
+//! | [`listener`] | connections: how many, how slow, and how they end |
 //! | [`rate`] | how often, and how many at once |
 //! | [`body`], [`paging`], [`view`] | reading requests, lists in pages, what records look like from outside |
 //! | [`account`], [`invite`], [`node`], [`session`], [`task`], [`admin`], [`health`] | the routes of these concepts |
@@ -16,20 +17,11 @@
 //! | [`metrics`] | counts for operators |
 //! | [`openapi`] | the API's own description |
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
-use axum::{
-    Router,
-    extract::DefaultBodyLimit,
-    http::header,
-    middleware,
-    response::IntoResponse,
-    routing::get,
-    serve::ListenerExt as _,
-};
+use axum::{Router, extract::DefaultBodyLimit, http::header, middleware, response::IntoResponse, routing::get};
 use cortex_runtime::lifecycle::Lifecycle;
 use cortex_wire::id::UserId;
-use tokio::net::TcpListener;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_swagger_ui::{Config as DocsConfig, SwaggerUi};
 
@@ -45,6 +37,7 @@ pub mod download;
 pub mod guard;
 pub mod health;
 pub mod invite;
+pub mod listener;
 pub mod metrics;
 pub mod node;
 pub mod openapi;
@@ -204,28 +197,3 @@ pub fn router(api: Arc<Api>) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), metrics::count))
         .with_state(api)
 }
-
-/// Serves until the lifecycle drains: then open streams end, requests under way are answered, and what is left is cut when it stops.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve(listener: TcpListener, api: Arc<Api>) -> std::io::Result<()> {
-    let lifecycle = api.lifecycle.clone();
-    // The first byte of an event is worth a packet of its own.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let draining = lifecycle.clone();
-    let service = router(api).into_make_service_with_connect_info::<std::net::SocketAddr>();
-    let serving = axum::serve(listener, service).with_graceful_shutdown(async move { draining.draining().await });
-    tokio::select! {
-        result = serving => result,
-        () = async {
-            lifecycle.stopping().await;
-            tokio::time::sleep(LAST_ANSWERS).await;
-        } => Ok(()),
-    }
-}
-
-/// What answers that are under way get after the stop.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);

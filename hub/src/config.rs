@@ -137,7 +137,11 @@ impl Config {
     pub fn relay_address(&self) -> String {
         let host = self.relay.address.as_deref().or(self.public_url.as_ref().map(PublicUrl::host)).unwrap_or("127.0.0.1");
         let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok() && !port.ends_with(']'));
-        if has_port && (!host.starts_with('[') || host.contains("]:")) { host.to_owned() } else { format!("{host}:{}", self.relay.listen.port()) }
+        if has_port && (!host.starts_with('[') || host.contains("]:")) {
+            host.to_owned()
+        } else {
+            format!("{host}:{}", self.relay.listen.port())
+        }
     }
 
     /// How the web surface behaves.

@@ -14,7 +14,8 @@
 //! | [`account`] | users, logins, API tokens, and who acts |
 //! | [`invite`], [`node`], [`session`], [`task`] | the concepts of these names |
 //! | [`presence`] | which nodes are there, in memory |
-//! | [`output`] | what tasks print |
+//! | [`output`], [`stdin`] | what tasks print, and what is typed into them |
+//! | [`counts`] | how many there are of what |
 //! | [`events`] | numbered feeds, and following them live |
 //! | [`mesh`] | the network side: relays, connections of nodes, delivery of tasks |
 //! | [`api`] | the web surface |
@@ -26,6 +27,7 @@ pub mod api;
 pub mod audit;
 pub mod change;
 pub mod config;
+pub mod counts;
 pub mod demo;
 pub mod events;
 pub mod failure;
@@ -40,6 +42,7 @@ pub mod presence;
 pub mod record;
 pub mod serve;
 pub mod session;
+pub mod stdin;
 pub mod store;
 pub mod task;
 #[cfg(test)]

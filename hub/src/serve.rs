@@ -10,7 +10,7 @@ use cortex_runtime::{
 use tokio::net::TcpListener;
 
 use crate::{
-    api::{self, Api},
+    api::{self, Api, listener},
     config::Config,
     hub::{Hub, HubOptions},
     mesh::{EmbeddedRelay, Network, NetworkOptions},
@@ -34,10 +34,10 @@ pub struct Running {
 /// # Errors
 /// When a directory, a key or a port cannot be had.
 pub async fn start(config: &Config, lifecycle: &Lifecycle, parts: &mut Parts) -> anyhow::Result<Running> {
-    let listener = TcpListener::bind(config.listen)
+    let socket = TcpListener::bind(config.listen)
         .await
         .with_context(|| format!("cannot listen on {}; choose another address with --listen", config.listen))?;
-    let http = listener.local_addr()?;
+    let http = socket.local_addr()?;
     let url = config.public_url.as_ref().map_or_else(|| format!("http://{http}"), ToString::to_string);
     let data_dir = config.data_dir();
     let options = HubOptions { name: config.name.clone(), public_url: url.clone(), ..HubOptions::default() };
@@ -46,7 +46,7 @@ pub async fn start(config: &Config, lifecycle: &Lifecycle, parts: &mut Parts) ->
     let api = Api::new(hub.clone(), config.api_options(), lifecycle.clone());
     let stopper = lifecycle.clone();
     parts.spawn("HTTP", async move {
-        api::serve(listener, api).await?;
+        listener::serve(socket, api::router(api), stopper.clone()).await;
         // The last request is answered: nothing else is worth waiting for. Tasks go on at their nodes and report to the next start.
         stopper.stop();
         Ok(())

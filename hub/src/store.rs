@@ -124,12 +124,19 @@ pub trait WriteTx: ReadTx {
     fn delete(&mut self, table: TableId, key: &[u8]) -> Result<(), StoreError>;
 }
 
+/// Runs inside a transaction; `false` undoes it.
+pub type Work = Box<dyn FnOnce(&mut dyn WriteTx) -> bool + Send>;
+
+/// Told once how a transaction went: after the commit is durable (or after the undoing), in commit order, on the adapter's thread. Must be
+/// quick.
+pub type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
 /// A transaction waiting to be run by an adapter. Boxed closures, because adapters run it elsewhere.
 pub struct WriteJob {
-    /// Runs inside the transaction; `false` undoes it.
-    pub run: Box<dyn FnOnce(&mut dyn WriteTx) -> bool + Send>,
-    /// Told once how it went: after the commit is durable (or after the undoing), in commit order, on the adapter's thread: it must be quick.
-    pub done: Box<dyn FnOnce(Result<(), StoreError>) + Send>,
+    /// What it does.
+    pub run: Work,
+    /// What follows.
+    pub done: Done,
 }
 
 /// A read waiting to be run by an adapter.

@@ -151,7 +151,12 @@ fn check_membership(report: &mut Report, subject: &Subject) {
         Ok(None) => match &subject.invite_fault {
             Some(fault) => report.say(CHECK, Verdict::Fail, fault.clone(), Some("make a new invite on the hub's page")),
             None if subject.relays.is_empty() => {
-                report.say(CHECK, Verdict::Fail, "this machine has joined no hub", Some("make an invite on the hub's page and put it into the configuration, or pass --invite"));
+                report.say(
+                    CHECK,
+                    Verdict::Fail,
+                    "this machine has joined no hub",
+                    Some("make an invite on the hub's page and put it into the configuration, or pass --invite"),
+                );
             }
             None => report.say(CHECK, Verdict::Info, "not joined yet; the invite is sound", None),
         },
@@ -178,7 +183,12 @@ async fn check_name(report: &mut Report, relay: &RelayEndpoint) -> Vec<SocketAdd
     };
     match found.iter().find(|address| address.is_ipv4()) {
         Some(address) => report.say(CHECK, Verdict::Ok, format!("{} is {}", relay.address, address.ip()), None),
-        None => report.say(CHECK, Verdict::Warn, format!("{} has no IPv4 address", relay.address), Some("this version reaches relays over IPv4 only; add an A record")),
+        None => report.say(
+            CHECK,
+            Verdict::Warn,
+            format!("{} has no IPv4 address", relay.address),
+            Some("this version reaches relays over IPv4 only; add an A record"),
+        ),
     }
     found
 }
@@ -232,7 +242,12 @@ fn check_clock(report: &mut Report, skew_ms: Option<i64>) {
         Some(skew) => report.say(CHECK, Verdict::Ok, format!("within {} ms of the relay's", skew.abs().max(1)), None),
         // The year this was written: nothing before it can be right.
         None if clock::now_ms() < 1_767_225_600_000 => {
-            report.say(CHECK, Verdict::Warn, "this machine's clock is years behind", Some("set the clock, best by NTP (timedatectl set-ntp true)"));
+            report.say(
+                CHECK,
+                Verdict::Warn,
+                "this machine's clock is years behind",
+                Some("set the clock, best by NTP (timedatectl set-ntp true)"),
+            );
         }
         None => report.say(CHECK, Verdict::Info, "nobody answered with a time to compare with", None),
     }
@@ -272,7 +287,12 @@ fn check_user(report: &mut Report, root: bool, allow_root: bool) {
         (false, _) => report.say(CHECK, Verdict::Ok, "not root", None),
         (true, true) => report.say(CHECK, Verdict::Warn, "root: tasks can do anything to this machine", Some("run it as an ordinary user")),
         (true, false) => {
-            report.say(CHECK, Verdict::Fail, "root, and the peer refuses to run as root", Some("run it as an ordinary user, or pass --allow-root"));
+            report.say(
+                CHECK,
+                Verdict::Fail,
+                "root, and the peer refuses to run as root",
+                Some("run it as an ordinary user, or pass --allow-root"),
+            );
         }
     }
 }
@@ -287,13 +307,7 @@ mod tests {
     }
 
     fn subject(dir: &Path, relays: Vec<RelayEndpoint>) -> Subject {
-        Subject {
-            relays,
-            state_dir: dir.join("state"),
-            workspace_dir: dir.join("work"),
-            allow_root: true,
-            invite_fault: None,
-        }
+        Subject { relays, state_dir: dir.join("state"), workspace_dir: dir.join("work"), allow_root: true, invite_fault: None }
     }
 
     fn verdict(report: &Report, check: &str) -> Verdict {
@@ -307,7 +321,9 @@ mod tests {
     #[tokio::test]
     async fn a_machine_in_order_has_no_failure() {
         let dir = tempfile::tempdir().unwrap();
-        let probe = async |_: &RelayEndpoint| Ok(Answer { took: Duration::from_millis(3), server_time_ms: Some(clock::now_ms() + 5), refused: None });
+        let probe = async |_: &RelayEndpoint| {
+            Ok(Answer { took: Duration::from_millis(3), server_time_ms: Some(clock::now_ms() + 5), refused: None })
+        };
         let report = examine(&subject(dir.path(), vec![relay("127.0.0.1:1")]), probe).await;
         assert!(report.is_sound(), "{report}");
         for check in ["name", "udp", "clock", "state", "workspace"] {

@@ -5,11 +5,13 @@
 //! [`Journal::forgotten`].
 //!
 //! ```text
-//! file    "cxj1" record…
+//! file    "cxj1" record… zeroes
 //! record  length (u32, little-endian) · first 8 bytes of BLAKE3(body) · body (protobuf)
 //! ```
-//! Reading ends at the first record that is not whole; a crash can cut the last one only. One thread writes, so that a slow disk holds up nobody
-//! but those who wait for it, and so that many who wait share one fdatasync. When most of the file is about forgotten tasks it is written anew.
+//! Reading ends at the first record that is not whole; a crash can cut the last one only. The zeroes are room for what comes: to write over them takes the
+//! disk one write instead of three (no size to change, so nothing for the file system's own journal), and a disk that is full can still take the results
+//! of tasks that run. One thread writes, so that a slow disk holds up nobody but those who wait for it, and so that many who wait share one fdatasync.
+//! When most of the file is about forgotten tasks it is written anew.
 
 use std::{
     collections::BTreeMap,
@@ -17,8 +19,9 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
-    sync::mpsc,
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -31,6 +34,12 @@ const CHECKSUM_BYTES: usize = 8;
 const HEADER_BYTES: usize = 4 + CHECKSUM_BYTES;
 /// A result with a long reason has a few hundred bytes.
 const RECORD_BYTES: usize = 64 * 1024;
+/// Zeroes are added in pieces of this size.
+const ROOM_BYTES: u64 = 256 * 1024;
+/// No task starts without this much room left for the results of those that run.
+const RESERVE_BYTES: u64 = 64 * 1024;
+/// A result that the hub has not collected after this time goes to the disk. Most are collected sooner, and cost the disk nothing.
+const SETTLE: Duration = Duration::from_millis(200);
 /// Below this, writing the file anew is not worth it.
 const COMPACT_ABOVE_BYTES: u64 = 256 * 1024;
 
@@ -100,11 +109,21 @@ struct Finished {
     result: Signed,
 }
 
-/// The writing end. Dropping it ends the thread once everything is written.
+/// The writing end. Dropping it waits until everything is written.
 #[derive(Debug)]
 pub struct Journal {
-    // Unbounded, and still bounded: a task gives at most three orders, and waits for the first.
-    orders: mpsc::Sender<Order>,
+    /// Unbounded, and still bounded: a task gives at most three orders, and waits for the first. `None` when it is dropped.
+    orders: Option<mpsc::Sender<Order>>,
+    writer: Option<thread::JoinHandle<()>>,
+}
+
+impl Drop for Journal {
+    fn drop(&mut self) {
+        self.orders = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -126,19 +145,19 @@ impl Journal {
         let mut content = Vec::new();
         file.read_to_end(&mut content).map_err(io_error)?;
         let (live, end) = replay(&content).ok_or_else(|| JournalError::Foreign(path.to_owned()))?;
-        if end < content.len() {
-            tracing::warn!(bytes = content.len() - end, "the end of the task journal was cut by a crash and is dropped");
-        }
-        if end != content.len() || content.is_empty() {
-            file.write_all_at(MAGIC, 0).and_then(|()| file.set_len(end.max(MAGIC.len()) as u64)).map_err(io_error)?;
-            file.sync_all().map_err(io_error)?;
-        }
-        let end = end.max(MAGIC.len());
         let remembered = live.remembered();
-        let mut writer = Writer { path: path.to_owned(), file, end: end as u64, live, owed: Vec::new() };
+        let rest = &content[end..];
+        if rest.iter().any(|byte| *byte != 0) {
+            tracing::warn!("the end of the task journal was cut by a crash and is dropped");
+        }
+        let mut writer =
+            Writer { path: path.to_owned(), file, end: end as u64, room: content.len() as u64, live, owed: Vec::new(), unsynced: false };
+        if end == 0 {
+            writer.write(MAGIC, 0).and_then(|()| writer.file.sync_all()).map_err(io_error)?;
+        }
         let (orders, queue) = mpsc::channel();
-        thread::Builder::new().name("journal".into()).spawn(move || writer.run(&queue)).map_err(io_error)?;
-        Ok((Self { orders }, remembered))
+        let writer = thread::Builder::new().name("journal".into()).spawn(move || writer.run(&queue)).map_err(io_error)?;
+        Ok((Self { orders: Some(orders), writer: Some(writer) }, remembered))
     }
 
     /// Returns when the disk holds that the task is about to start.
@@ -147,20 +166,26 @@ impl Journal {
     /// Why it does not: the task must not start then.
     pub async fn started(&self, started: Started) -> Result<(), String> {
         let (written, done) = oneshot::channel();
-        let order = Order { event: Event::Started(started), written: Some(written) };
-        self.orders.send(order).map_err(|_| GONE.to_owned())?;
+        self.order(Order { event: Event::Started(started), written: Some(written) });
         done.await.unwrap_or_else(|_| Err(GONE.to_owned()))
     }
 
     /// The task has ended with this result.
     pub fn finished(&self, task: &TaskId, result: Signed) {
         let finished = Finished { task_id: Bytes::copy_from_slice(task.as_bytes()), result };
-        let _ = self.orders.send(Order { event: Event::Finished(finished), written: None });
+        self.order(Order { event: Event::Finished(finished), written: None });
     }
 
     /// The hub has the result, or the task never ran.
     pub fn forgotten(&self, task: &TaskId) {
-        let _ = self.orders.send(Order { event: Event::Forgotten(Bytes::copy_from_slice(task.as_bytes())), written: None });
+        self.order(Order { event: Event::Forgotten(Bytes::copy_from_slice(task.as_bytes())), written: None });
+    }
+
+    /// An order that nobody takes drops its waiter, who then knows.
+    fn order(&self, order: Order) {
+        if let Some(orders) = &self.orders {
+            let _ = orders.send(order);
+        }
     }
 }
 
@@ -221,17 +246,33 @@ struct Writer {
     path: PathBuf,
     file: File,
     end: u64,
+    /// Up to here the file is there, its end zeroes.
+    room: u64,
     live: Live,
     /// Could not be written yet, and nobody waits for it.
     owed: Vec<Event>,
+    /// A result was written and is perhaps not on the disk yet.
+    unsynced: bool,
 }
 
 impl Writer {
     fn run(&mut self, queue: &mpsc::Receiver<Order>) {
-        while let Ok(first) = queue.recv() {
-            let batch: Vec<Order> = std::iter::once(first).chain(queue.try_iter()).collect();
-            self.commit(batch);
+        loop {
+            let first = if self.unsynced { queue.recv_timeout(SETTLE) } else { queue.recv().map_err(RecvTimeoutError::from) };
+            match first {
+                Ok(first) => self.commit(std::iter::once(first).chain(queue.try_iter()).collect()),
+                Err(RecvTimeoutError::Timeout) => self.settle(),
+                Err(RecvTimeoutError::Disconnected) => return self.settle(),
+            }
         }
+    }
+
+    /// Results go to the disk with the next start, or when none comes.
+    fn settle(&mut self) {
+        if let Err(error) = self.file.sync_data() {
+            tracing::error!(path = %self.path.display(), %error, "the task journal cannot be written");
+        }
+        self.unsynced = false;
     }
 
     fn commit(&mut self, batch: Vec<Order>) {
@@ -239,9 +280,9 @@ impl Writer {
         for event in self.owed.iter().cloned().chain(batch.iter().map(|order| order.event.clone())) {
             write_record(&mut bytes, event);
         }
-        // A result is as good as its record; that a task is forgotten may be forgotten.
-        let must_last = !self.owed.is_empty() || batch.iter().any(|order| !matches!(order.event, Event::Forgotten(_)));
-        let outcome = self.write(&bytes, must_last).map_err(|error| error.to_string());
+        let starts = batch.iter().any(|order| matches!(order.event, Event::Started(_)));
+        let written = self.write(&bytes, if starts { RESERVE_BYTES } else { 0 });
+        let outcome = written.and_then(|()| if starts { self.file.sync_data() } else { Ok(()) }).map_err(|error| error.to_string());
         if let Err(error) = &outcome {
             tracing::error!(path = %self.path.display(), error, "the task journal cannot be written; no task starts until it can");
         } else {
@@ -264,20 +305,31 @@ impl Writer {
                 }
             }
         }
+        // What the hub has already need not be on this disk.
+        self.unsynced = !starts && self.live.0.values().any(|task| task.result.is_some());
         if self.end > COMPACT_ABOVE_BYTES && outcome.is_ok() {
             self.compact();
         }
     }
 
-    fn write(&mut self, bytes: &[u8], must_last: bool) -> io::Result<()> {
+    /// Puts bytes at the end, and sees that `reserve` more would fit.
+    fn write(&mut self, bytes: &[u8], reserve: u64) -> io::Result<()> {
         let end = self.end + bytes.len() as u64;
-        let written = self.file.write_all_at(bytes, self.end).and_then(|()| if must_last { self.file.sync_data() } else { Ok(()) });
-        match written {
-            Ok(()) => self.end = end,
-            // Half a record would hide everything behind it.
-            Err(_) => self.file.set_len(self.end)?,
+        self.make_room(end + reserve)?;
+        self.file.write_all_at(bytes, self.end)?;
+        self.end = end;
+        Ok(())
+    }
+
+    fn make_room(&mut self, upto: u64) -> io::Result<()> {
+        if upto > self.room {
+            let room = upto.next_multiple_of(ROOM_BYTES);
+            let zeroes = vec![0; usize::try_from(room - self.room).unwrap_or(0)];
+            self.file.write_all_at(&zeroes, self.room)?;
+            self.file.sync_all()?;
+            self.room = room;
         }
-        written
+        Ok(())
     }
 
     fn compact(&mut self) {
@@ -289,6 +341,7 @@ impl Writer {
             Ok(file) => {
                 self.file = file;
                 self.end = content.len() as u64;
+                self.room = self.end;
             }
             Err(error) => tracing::warn!(%error, "the task journal could not be written anew; it grows on"),
         }
@@ -352,21 +405,10 @@ mod tests {
         Signed { body: vec![n; 200].into(), signature: vec![n; 64].into() }
     }
 
-    /// Opens the journal again, after its thread has written everything.
+    /// Opens the journal again, after everything is written.
     fn reopen(journal: Journal, path: &Path) -> (Journal, Vec<Remembered>) {
-        settle(journal);
+        drop(journal);
         Journal::open(path).unwrap()
-    }
-
-    fn settle(journal: Journal) {
-        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
-            let last = started(255);
-            journal.started(last).await.unwrap();
-            journal.forgotten(&id(255));
-        });
-        let (written, done) = oneshot::channel();
-        journal.orders.send(Order { event: Event::Forgotten(Bytes::new()), written: Some(written) }).unwrap();
-        done.blocking_recv().unwrap().unwrap();
     }
 
     #[tokio::test]
@@ -381,7 +423,7 @@ mod tests {
         journal.finished(&id(2), result(2));
         journal.finished(&id(3), result(3));
         journal.forgotten(&id(3));
-        let (_, remembered) = tokio::task::spawn_blocking(move || reopen(journal, &path)).await.unwrap();
+        let (_, remembered) = reopen(journal, &path);
         let expected = [Remembered { started: started(1), result: None }, Remembered { started: started(2), result: Some(result(2)) }];
         assert_eq!(remembered, expected);
     }
@@ -454,13 +496,12 @@ mod tests {
         let (journal, _) = Journal::open(&path).unwrap();
         journal.started(started(1)).await.unwrap();
         for _ in 0..3_000 {
-            let _ = journal.orders.send(Order { event: Event::Started(started(2)), written: None });
+            journal.order(Order { event: Event::Started(started(2)), written: None });
             journal.finished(&id(2), result(2));
             journal.forgotten(&id(2));
         }
-        let copy = path.clone();
-        let (_, remembered) = tokio::task::spawn_blocking(move || reopen(journal, &copy)).await.unwrap();
+        let (_, remembered) = reopen(journal, &path);
         assert_eq!(remembered, [Remembered { started: started(1), result: None }]);
-        assert!(fs::metadata(&path).unwrap().len() < 2 * COMPACT_ABOVE_BYTES);
+        assert!(fs::metadata(&path).unwrap().len() <= 3 * COMPACT_ABOVE_BYTES);
     }
 }

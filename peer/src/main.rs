@@ -315,7 +315,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         capabilities,
         health: Box::new(move || health.report()),
         tasks: tasks.clone(),
-        remember: remember(state, config, tasks.clone(), membership),
+        remember: Box::new(remember(state, config, tasks.clone(), membership)),
         max_retries: settings.max_retries,
         lifecycle,
     };
@@ -349,11 +349,11 @@ fn remember(
     config: Option<PathBuf>,
     tasks: Tasks,
     membership: Membership,
-) -> Box<dyn FnMut(&Registered) -> anyhow::Result<()> + Send> {
+) -> impl FnMut(&Registered) -> anyhow::Result<()> + Send + 'static {
     let Membership { invite, record, .. } = membership;
     let invite_id = invite.map(|(_, terms)| terms.id.to_string()).or_else(|| record.and_then(|record| record.invite_id));
     let mut erase_from = config;
-    Box::new(move |registered| {
+    move |registered: &Registered| {
         let Registered { hub, hub_name, node, name, relays, sequences, pending } = registered;
         state.remember(&HubRecord {
             hub: *hub,
@@ -372,7 +372,7 @@ fn remember(
             tracing::warn!(%error, "joined, but the configuration file keeps its invite");
         }
         Ok(())
-    })
+    }
 }
 
 fn status(place: &Place, as_json: bool) -> Outcome {

@@ -45,6 +45,9 @@ const SLOWLY: Duration = Duration::from_secs(30);
 /// A connection that healthy may start its next outage with the shortest wait.
 const HEALTHY: Duration = Duration::from_secs(30);
 
+/// Keeps what a registration taught.
+pub type Remember = Box<dyn FnMut(&Registered) -> anyhow::Result<()> + Send>;
+
 /// What the network side needs.
 pub struct MeshOptions {
     /// The node's identity.
@@ -68,7 +71,7 @@ pub struct MeshOptions {
     /// Runs tasks.
     pub tasks: Tasks,
     /// Called after each registration with what should be kept for the next start.
-    pub remember: Box<dyn FnMut(&Registered) -> anyhow::Result<()> + Send>,
+    pub remember: Remember,
     /// Tries in a row before giving up; `None`: never.
     pub max_retries: Option<u32>,
     /// Start and stop.

@@ -27,6 +27,8 @@ use tokio::{
 mod sys;
 mod tree;
 
+pub use tree::Member;
+
 /// How a program ended, and what it used together with those of its children that it waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Exit {
@@ -158,26 +160,17 @@ impl Processes {
     }
 
     /// The living processes of a task whose first process is or was `root`.
-    pub fn tree(&self, root: Pid, mark: Mark) -> Vec<Pid> {
-        self.find(root, mark).into_iter().map(|found| found.pid).collect()
-    }
-
-    fn find(&self, root: Pid, mark: Mark) -> Vec<tree::Found> {
-        let known: Vec<i32> = self.0.children().keys().copied().collect();
+    pub fn members(&self, root: Pid, mark: Mark) -> Vec<Member> {
+        // Held while the kernel's list of children is read: it skips some when others are reaped meanwhile.
+        let children = self.0.children();
+        let known: Vec<i32> = children.keys().copied().collect();
         tree::find(root, mark, &known)
-    }
-
-    /// Sends a signal to every process of a task. Returns how many got it, and how many may not be signalled.
-    pub fn signal_tree(&self, root: Pid, mark: Mark, signal: Signal) -> (usize, usize) {
-        let members = self.find(root, mark);
-        let reached = members.iter().filter(|member| tree::send(member, signal).is_ok()).count();
-        (reached, members.len() - reached)
     }
 }
 
 /// Ends whatever an earlier peer that died left running of a task.
 pub fn end_leftovers(mark: Mark) -> usize {
-    tree::search(mark).iter().filter(|left| tree::send(left, Signal::KILL).is_ok()).count()
+    tree::search(mark).iter().filter(|left| left.send(Signal::KILL).is_ok()).count()
 }
 
 /// Sees to it that no program we start inherits what we inherited. To be called once, before anything else is opened.

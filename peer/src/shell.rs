@@ -23,7 +23,7 @@ use rustix::{
 };
 use tokio::{net::unix::pipe, sync::watch, time::Instant};
 
-use crate::process::{Child, Exit, Mark, Processes, Program};
+use crate::process::{Child, Exit, Mark, Member, Processes, Program};
 
 pub mod command;
 pub mod input;
@@ -170,7 +170,7 @@ impl Running {
                 exit = &mut child.exit, if end.exit.is_none() => end.exited(exit.unwrap_or(Exit::UNKNOWN)),
                 _ = &mut output, if output_open => output_open = false,
                 () = &mut input, if input_open => input_open = false,
-                Ok(()) = ended.changed(), if end.exit.is_some() => {}
+                Ok(()) = ended.changed(), if end.exit.is_some() || end.ladder.is_some() => end.catch_up(),
                 Ok(why) = stop.wait_for(Option::is_some), if end.stop.is_none() => end.begin(why.clone()),
                 () = sleep_until(wake) => end.step(&streams, output_open),
             }
@@ -208,20 +208,35 @@ struct End<'a> {
     exit: Option<(Exit, Instant)>,
     stop: Option<Stop>,
     ladder: Option<Ladder>,
+    /// Whom the last step has reached.
+    signalled: Vec<Member>,
     held_pipe: bool,
     left_behind: usize,
 }
 
-/// The next signal, and when it is due.
+/// The last signal, the next one, and when that is due.
 #[derive(Debug, Clone, Copy)]
 struct Ladder {
-    signal: Signal,
+    sent: Option<Signal>,
+    next: Signal,
     due: Instant,
 }
 
 impl<'a> End<'a> {
     fn new(processes: &'a Processes, root: Pid, mark: Mark, started: Instant, patience: Patience) -> Self {
-        Self { processes, root, mark, started, patience, exit: None, stop: None, ladder: None, held_pipe: false, left_behind: 0 }
+        Self {
+            processes,
+            root,
+            mark,
+            started,
+            patience,
+            exit: None,
+            stop: None,
+            ladder: None,
+            signalled: Vec::new(),
+            held_pipe: false,
+            left_behind: 0,
+        }
     }
 
     fn exited(&mut self, exit: Exit) {
@@ -230,13 +245,13 @@ impl<'a> End<'a> {
 
     fn begin(&mut self, why: Option<Stop>) {
         self.stop = why;
-        self.ladder = Some(Ladder { signal: Signal::INT, due: Instant::now() });
+        self.ladder = Some(Ladder { sent: None, next: Signal::INT, due: Instant::now() });
     }
 
     /// The program's exit, once nothing is left: neither the program nor its children nor an open pipe.
     fn is_over(&mut self, output_open: bool) -> Option<(Exit, Instant)> {
         let (exit, at) = self.exit?;
-        let alive = self.processes.tree(self.root, self.mark).len();
+        let alive = self.processes.members(self.root, self.mark).len();
         // The pipes of a task without processes are held by somebody it handed them to.
         (alive <= self.left_behind && (!output_open || at.elapsed() >= GRACE)).then_some((exit, at))
     }
@@ -260,7 +275,7 @@ impl<'a> End<'a> {
         let now = Instant::now();
         if let Some(ladder) = self.ladder {
             if now >= ladder.due {
-                self.climb(ladder.signal);
+                self.climb(ladder.next);
             }
         } else if let Some((_, at)) = self.exit {
             if now >= at + GRACE {
@@ -275,8 +290,8 @@ impl<'a> End<'a> {
     }
 
     fn climb(&mut self, signal: Signal) {
-        let send = || self.processes.signal_tree(self.root, self.mark, signal);
-        let (mut reached, mut refused) = send();
+        eprintln!("climb {signal:?} {:?}", self.processes.members(self.root, self.mark).iter().map(|m| (m.orphan, std::fs::read_to_string(format!("/proc/{}/status", m.pid.as_raw_nonzero())).unwrap_or_default())).collect::<Vec<_>>());
+        let mut refused = self.signal_all(signal);
         let (next, wait) = match signal {
             Signal::INT => (Signal::TERM, STEP),
             Signal::TERM => (Signal::KILL, STEP),
@@ -285,14 +300,32 @@ impl<'a> End<'a> {
         if signal == Signal::KILL {
             // A program that forks without end is outrun: what is dead forks no more.
             for _ in 0..PASSES {
-                if reached == 0 {
+                if self.signalled.len() == refused {
                     self.left_behind = refused;
                     break;
                 }
-                (reached, refused) = send();
+                refused = self.signal_all(signal);
             }
         }
-        self.ladder = Some(Ladder { signal: next, due: Instant::now() + wait });
+        self.ladder = Some(Ladder { sent: Some(signal), next, due: Instant::now() + wait });
+    }
+
+    /// Returns how many may not be signalled.
+    fn signal_all(&mut self, signal: Signal) -> usize {
+        self.signalled = self.processes.members(self.root, self.mark);
+        self.signalled.iter().filter(|member| member.send(signal).is_err()).count()
+    }
+
+    /// The signal for those whose parent forked them while it was sent, and then obeyed it. Children of the living are left alone: they may be what a handler
+    /// starts to clean up.
+    fn catch_up(&mut self) {
+        let Some(signal) = self.ladder.and_then(|ladder| ladder.sent) else { return };
+        for member in self.processes.members(self.root, self.mark) {
+            if member.orphan && !self.signalled.iter().any(|known| known.is(&member)) {
+                let _ = member.send(signal);
+                self.signalled.push(member);
+            }
+        }
     }
 }
 

@@ -331,7 +331,9 @@ impl Tasks {
     pub fn end_now(&self) {
         for task in self.0.state().tasks.values() {
             if let (Some(pid), None) = (task.pid(), task.result()) {
-                self.0.processes.signal_tree(pid, Mark::of(&task.id), rustix::process::Signal::KILL);
+                for member in self.0.processes.members(pid, Mark::of(&task.id)) {
+                    let _ = member.send(rustix::process::Signal::KILL);
+                }
             }
         }
     }

@@ -40,7 +40,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the relay until it is stopped (SIGINT or SIGTERM: links are told to move, then it ends).
-    Serve(Serve),
+    Serve(Box<Serve>),
     /// Print a configuration file with every setting, documented.
     Config,
 }

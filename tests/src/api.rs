@@ -171,6 +171,9 @@ pub struct Shell {
     /// a script.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
+    /// For the script; none: the node's default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shell: Option<String>,
     /// Inside the workspace.
     pub cwd: String,
     /// Changes to the environment.

@@ -192,6 +192,6 @@ fn spawn(options: &HubOptions, home: &TempDir) -> Result<Process> {
     if options.no_relay {
         command.arg("--no-relay");
     }
-    options.relays.iter().for_each(|relay| drop(command.args(["--relay", relay])));
+    options.relays.iter().for_each(|relay| _ = command.args(["--relay", relay]));
     Process::start("hub", command, home.path())
 }

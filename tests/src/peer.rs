@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -56,13 +57,15 @@ impl Peer {
         Self::start_from(&format!("{name}invite: {invite}\n{settings}"), place)
     }
 
-    /// Starts a peer with a configuration file of this text, to which the place of its state is added.
+    /// Starts a peer with a configuration file of this text, to which its folders are added.
     ///
     /// # Errors
     /// When it does not start.
     pub fn start_from(yaml: &str, place: Place) -> Result<Self> {
         let home = tempfile::tempdir()?;
-        fs::write(home.path().join("peer.yaml"), format!("{yaml}state_dir: {}\n", home.path().join("state").display()))?;
+        let (state, work) = (home.path().join("state"), home.path().join("work"));
+        let folders = format!("state_dir: {}\nworkspace_dir: {}\n", state.display(), work.display());
+        fs::write(home.path().join("peer.yaml"), format!("{yaml}{folders}"))?;
         let process = spawn(&place, home.path())?;
         Ok(Self { process, node: String::new(), home, place })
     }
@@ -90,7 +93,7 @@ impl Peer {
 
     /// The folder in which the tasks of a session work.
     pub fn workspace(&self, session: &str) -> PathBuf {
-        self.home.path().join("state/workspaces").join(session)
+        self.home.path().join("work").join(session)
     }
 
     /// Its configuration file.
@@ -115,13 +118,14 @@ impl Peer {
         Ok(())
     }
 
-    /// Processes that work in its folders: those of its tasks.
+    /// Processes of its tasks: their environment names its workspaces.
     pub fn task_processes(&self) -> Vec<Pid> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok().and_then(Pid::from_raw));
-        let here = |pid: &Pid| fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero())).is_ok_and(|cwd| cwd.starts_with(self.home.path()));
-        let own = Pid::from_raw(i32::try_from(self.process.id()).unwrap_or_default());
-        pids.filter(here).filter(|pid| Some(*pid) != own).collect()
+        let work = self.home.path().join("work");
+        let work = work.as_os_str().as_bytes();
+        let environment = |pid: &Pid| fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+        pids.filter(|pid| environment(pid).windows(work.len()).any(|part| part == work)).collect()
     }
 }
 

@@ -80,6 +80,6 @@ impl Relay {
 fn spawn(place: &Place, home: &TempDir, listen: &str, hubs: &[String]) -> Result<Process> {
     let mut command = program::command("cortex-relay", place, home.path())?;
     command.args(["serve", "--listen", listen, "--region", "test", "--state-dir"]).arg(home.path().join("state"));
-    hubs.iter().for_each(|hub| drop(command.args(["--hub", hub])));
+    hubs.iter().for_each(|hub| _ = command.args(["--hub", hub]));
     Process::start("relay", command, home.path())
 }

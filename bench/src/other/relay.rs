@@ -91,7 +91,7 @@ impl PlainHub {
         }
         let (since, before) = since.context("the transfer was too short")?;
         let took = since.elapsed();
-        connection.close(0u32.into(), b"");
+        end.endpoint.close(0u32.into(), b"");
         end.endpoint.wait_idle().await;
         #[expect(clippy::cast_precision_loss, reason = "far below 2^53")]
         Ok(took.mul_f64(bytes as f64 / (received - before) as f64))

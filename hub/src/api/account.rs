@@ -162,7 +162,12 @@ struct PasswordBody {
 
 /// Changes one's own password. All other logins of the account end.
 #[utoipa::path(post, path = "/api/me/password", tag = "account", request_body = PasswordBody, responses((status = 204)))]
-async fn change_password(State(api): State<Arc<Api>>, caller: Caller, visitor: Visitor, Body(body): Body<PasswordBody>) -> Result<StatusCode, Problem> {
+async fn change_password(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    visitor: Visitor,
+    Body(body): Body<PasswordBody>,
+) -> Result<StatusCode, Problem> {
     let account = (caller.actor.name.clone(), network_of(visitor.address));
     api.limits.logins.take(account.clone(), api.hub.now_ms())?;
     api.hub.change_password(&caller.actor, &body.old, &body.new).await?;
@@ -200,7 +205,11 @@ struct FreshToken {
 
 /// Makes an API token. Its text is shown this once.
 #[utoipa::path(post, path = "/api/tokens", tag = "account", request_body = TokenBody, responses((status = 201, body = FreshToken)))]
-async fn create_token(State(api): State<Arc<Api>>, caller: Caller, Body(body): Body<TokenBody>) -> Result<(StatusCode, Json<FreshToken>), Problem> {
+async fn create_token(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Body(body): Body<TokenBody>,
+) -> Result<(StatusCode, Json<FreshToken>), Problem> {
     let expires_in_ms = body.expires_in_s.map(|seconds| i64::from(seconds) * 1000);
     let (token, text) = api.hub.create_token(&caller.actor, NewToken { name: body.name, scopes: body.scopes, expires_in_ms }).await?;
     Ok((StatusCode::CREATED, Json(FreshToken { text, token: token.into() })))
@@ -235,7 +244,11 @@ struct UserBody {
 
 /// Makes an account. For administrators.
 #[utoipa::path(post, path = "/api/users", tag = "users", request_body = UserBody, responses((status = 201, body = UserView)))]
-async fn create_user(State(api): State<Arc<Api>>, caller: Caller, Body(body): Body<UserBody>) -> Result<(StatusCode, Json<UserView>), Problem> {
+async fn create_user(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Body(body): Body<UserBody>,
+) -> Result<(StatusCode, Json<UserView>), Problem> {
     let user = api.hub.create_user(&caller.actor, NewUser { name: body.name, password: body.password, role: body.role }).await?;
     Ok((StatusCode::CREATED, Json(user.into())))
 }
@@ -255,7 +268,12 @@ struct UserChanges {
 
 /// Changes an account. For administrators.
 #[utoipa::path(patch, path = "/api/users/{id}", tag = "users", params(("id" = String, Path)), request_body = UserChanges, responses((status = 200, body = UserView)))]
-async fn update_user(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<UserId>, Body(body): Body<UserChanges>) -> Answer<UserView> {
+async fn update_user(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<UserId>,
+    Body(body): Body<UserChanges>,
+) -> Answer<UserView> {
     let update = UserUpdate { role: body.role, disabled: body.disabled, password: body.password };
     Ok(Json(api.hub.update_user(&caller.actor, id, update).await?.into()))
 }

@@ -1,5 +1,7 @@
 //! Reading requests: JSON bodies, queries and paths, each refused with a problem document that names the field.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     body::Bytes,
@@ -10,6 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::problem::Problem;
 
+/// Bodies are small; one that takes longer holds a connection for nothing.
+const SLOWEST_BODY: Duration = Duration::from_secs(30);
+
 /// A JSON body. No body at all reads as `{}`.
 #[derive(Debug)]
 pub struct Body<T>(pub T);
@@ -19,7 +24,15 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
         let json = is_json(request.headers());
-        let bytes = Bytes::from_request(request, state).await.map_err(|rejection| {
+        let read = tokio::time::timeout(SLOWEST_BODY, Bytes::from_request(request, state)).await.map_err(|_| {
+            Problem::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "body_too_slow",
+                "the body did not arrive in time",
+                "send it at once, or in smaller pieces",
+            )
+        })?;
+        let bytes = read.map_err(|rejection| {
             let detail = rejection.body_text();
             match rejection.into_response_status() {
                 StatusCode::PAYLOAD_TOO_LARGE => Problem::new(

@@ -62,6 +62,15 @@ async fn metrics(State(api): State<Arc<Api>>, caller: Option<Caller>) -> Result<
     api.metrics.write(&mut out);
     out.head("cortex_http_streams", "gauge", "Open event and output streams.");
     out.line("cortex_http_streams", api.streams.total());
+    let counts = api.hub.counts().await?;
+    out.head("cortex_nodes", "gauge", "Nodes of all users, by how they are there.");
+    for (state, count) in counts.nodes {
+        out.line(&format!("cortex_nodes{{state=\"{state}\"}}"), count);
+    }
+    out.head("cortex_open_tasks", "gauge", "Tasks that are not final, by state.");
+    for (state, count) in counts.open_tasks {
+        out.line(&format!("cortex_open_tasks{{state=\"{state}\"}}"), count);
+    }
     let relays = api.hub.mesh().map(|mesh| mesh.relays()).unwrap_or_default();
     out.head("cortex_relay_up", "gauge", "Whether the hub has a link to a relay.");
     for relay in &relays {

@@ -86,7 +86,12 @@ struct NodeChanges {
 
 /// Renames or relabels a node.
 #[utoipa::path(patch, path = "/api/nodes/{id}", tag = "nodes", params(("id" = String, Path)), request_body = NodeChanges, responses((status = 200, body = NodeView)))]
-async fn update_node(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<NodeId>, Body(body): Body<NodeChanges>) -> Answer<NodeView> {
+async fn update_node(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+    Body(body): Body<NodeChanges>,
+) -> Answer<NodeView> {
     let update = NodeUpdate { name: body.name, labels: body.labels };
     view(&api, api.hub.update_node(&caller.actor, id, update).await?).await
 }
@@ -138,7 +143,12 @@ struct PolicyBody {
 
 /// Replaces what the hub wants a node to allow. The node's own file wins where it is tighter.
 #[utoipa::path(put, path = "/api/nodes/{id}/policy", tag = "nodes", params(("id" = String, Path)), request_body = PolicyBody, responses((status = 200, body = PolicyView)))]
-async fn set_policy(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<NodeId>, Body(body): Body<PolicyBody>) -> Answer<PolicyView> {
+async fn set_policy(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+    Body(body): Body<PolicyBody>,
+) -> Answer<PolicyView> {
     let default = SandboxPolicy::default();
     let policy = SandboxPolicy {
         mode: body.mode,

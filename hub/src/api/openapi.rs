@@ -9,7 +9,7 @@ use utoipa::openapi::{
 };
 use utoipa::{PartialSchema as _, ToSchema as _};
 
-use super::problem::{PROBLEM_JSON, Problem};
+use super::problem::{Document, PROBLEM_JSON};
 
 const DESCRIPTION: &str = "\
 The hub of Cortex Mesh: people's own machines, reached from a conversation session.
@@ -48,8 +48,8 @@ pub fn frame() -> OpenApi {
 
 fn components() -> Components {
     let mut components = Components::new();
-    let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(Problem::name().into_owned(), Problem::schema())];
-    Problem::schemas(&mut schemas);
+    let mut schemas: Vec<(String, RefOr<Schema>)> = vec![(Document::name().into_owned(), Document::schema())];
+    Document::schemas(&mut schemas);
     components.schemas.extend(schemas);
     let token = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).bearer_format("cxt_…").build();
     components.add_security_scheme("token", SecurityScheme::Http(token));

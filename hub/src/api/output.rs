@@ -19,7 +19,7 @@ use super::{
     Api,
     body::{Path, Query},
     caller::Caller,
-    problem::Problem,
+    problem::{Document, Problem},
     sse::Vigil,
 };
 use crate::{
@@ -71,8 +71,13 @@ fn stdout() -> Stream {
             ("Cortex-Offset" = u64, description = "where the body begins"),
             ("Cortex-Next-Offset" = u64, description = "where the next request goes on; without `follow`"),
             ("Cortex-Complete" = bool, description = "nothing more will come behind the body; without `follow`"))),
-        (status = 416, body = Problem, description = "`output_truncated`: not kept any more; `beyond_output`: behind the end")))]
-async fn task_output(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>, Query(query): Query<OutputQuery>) -> Result<Response, Problem> {
+        (status = 416, body = Document, description = "`output_truncated`: not kept any more; `beyond_output`: behind the end")))]
+async fn task_output(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<TaskId>,
+    Query(query): Query<OutputQuery>,
+) -> Result<Response, Problem> {
     let OutputQuery { stream, offset, follow } = query;
     let vigil = Vigil::new(&api, &caller)?;
     let output = api.hub.open_output(&caller.actor, id).await?;
@@ -82,11 +87,12 @@ async fn task_output(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path
     let first = match output.read(stream, offset, PIECE_BYTES).await? {
         Piece::Gap { next } => return Err(truncated(offset, next)),
         // Ahead of a task that runs: after a crash of the hub, its node sends again what was not yet durable.
-        Piece::End if offset > end && !(follow && !mark.finished) => return Err(beyond(offset, end)),
+        Piece::End if offset > end && (!follow || mark.finished) => return Err(beyond(offset, end)),
         Piece::End => None,
         Piece::Data(bytes) => Some(bytes),
     };
-    let reader = Reader { hub: api.hub.clone(), actor: caller.actor, task: id, output, stream, offset, first, marks, end: (!follow).then_some(end) };
+    let reader =
+        Reader { hub: api.hub.clone(), actor: caller.actor, task: id, output, stream, offset, first, marks, end: (!follow).then_some(end) };
     let name = match stream {
         Stream::Stdout => "stdout",
         Stream::Stderr => "stderr",
@@ -94,7 +100,9 @@ async fn task_output(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path
     let mut response = Body::from_stream(body(reader, vigil)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.extend(HeaderValue::from_str(&format!("attachment; filename=\"{id}.{name}\"")).ok().map(|value| (header::CONTENT_DISPOSITION, value)));
+    headers.extend(
+        HeaderValue::from_str(&format!("attachment; filename=\"{id}.{name}\"")).ok().map(|value| (header::CONTENT_DISPOSITION, value)),
+    );
     headers.insert("cortex-offset", offset.into());
     if !follow {
         headers.insert(header::CONTENT_LENGTH, end.saturating_sub(offset).into());

@@ -18,9 +18,15 @@ use crate::{
 /// Media type of every error.
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
+/// An error on its way to a client. Boxed: results carry it everywhere, and errors are rare.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Problem(Box<Document>);
+
 /// An error. `code` is what programs compare; texts may change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Problem {
+#[schema(as = Problem)]
+pub struct Document {
     /// `urn:cortex:problem:` and the code.
     #[serde(rename = "type")]
     kind: String,
@@ -65,7 +71,7 @@ fn as_number<S: serde::Serializer>(status: &StatusCode, serializer: S) -> Result
 impl Problem {
     /// A problem: `fix` is what the reader should do next.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
+        Self(Box::new(Document {
             kind: format!("urn:cortex:problem:{code}"),
             title: readable(code),
             status,
@@ -75,7 +81,7 @@ impl Problem {
             next_offset: None,
             candidates: Vec::new(),
             retry_after_s: None,
-        }
+        }))
     }
 
     /// 404, for what is missing and for what belongs to somebody else.
@@ -102,7 +108,7 @@ impl Problem {
     pub fn too_many(detail: impl Into<String>, retry_after_s: u64) -> Self {
         let fix = format!("wait {retry_after_s} s and try again");
         let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail, fix);
-        problem.retry_after_s = Some(retry_after_s);
+        problem.0.retry_after_s = Some(retry_after_s);
         problem
     }
 
@@ -115,25 +121,25 @@ impl Problem {
     /// The same problem with the offset at which output goes on.
     #[must_use]
     pub fn with_next_offset(mut self, offset: u64) -> Self {
-        self.next_offset = Some(offset);
+        self.0.next_offset = Some(offset);
         self
     }
 
     /// The same problem with the nodes to choose from.
     #[must_use]
     pub fn with_candidates(mut self, candidates: Vec<Candidate>) -> Self {
-        self.candidates = candidates;
+        self.0.candidates = candidates;
         self
     }
 
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
-        self.status
+        self.0.status
     }
 
     /// The stable code.
     pub fn code(&self) -> &'static str {
-        self.code
+        self.0.code
     }
 }
 
@@ -151,7 +157,7 @@ impl<E: Failure> From<E> for Problem {
             Kind::Internal => return Self::internal(&error),
         };
         let mut problem = Self::new(status, error.code(), error.to_string(), next_step(error.code(), kind));
-        problem.retry_after_s = (kind == Kind::TooMany).then_some(1);
+        problem.0.retry_after_s = (kind == Kind::TooMany).then_some(1);
         problem
     }
 }
@@ -171,7 +177,9 @@ fn next_step(code: &str, kind: Kind) -> &'static str {
         "idempotency_conflict" => "use a new Idempotency-Key for a new request",
         "node_not_attached" => "attach it: POST /api/sessions/{id}/nodes/{node}",
         "no_node" => "attach a node: POST /api/sessions/{id}/nodes/{node}; the page /download makes a machine a node",
-        "node_offline" => "start cortex-peer on that machine (cortex-peer doctor finds what is wrong), or dispatch with queue_timeout_ms to wait for it",
+        "node_offline" => {
+            "start cortex-peer on that machine (cortex-peer doctor finds what is wrong), or dispatch with queue_timeout_ms to wait for it"
+        }
         "no_stdin" => "dispatch with `stdin: true`",
         "session_archived" => "take it up again: PATCH /api/sessions/{id} with status \"active\"",
         _ => match kind {
@@ -214,12 +222,12 @@ impl std::fmt::Display for Chain<'_> {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let body = serde_json::to_vec(&self).unwrap_or_default();
-        let mut response = (self.status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        let mut response = (self.0.status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
         let headers = response.headers_mut();
-        if let Some(seconds) = self.retry_after_s {
+        if let Some(seconds) = self.0.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
-        if self.status == StatusCode::UNAUTHORIZED {
+        if self.0.status == StatusCode::UNAUTHORIZED {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"cortex\""));
         }
         response

@@ -60,7 +60,11 @@ struct SessionBody {
 
 /// Makes a session.
 #[utoipa::path(post, path = "/api/sessions", tag = "sessions", request_body = SessionBody, responses((status = 201, body = SessionView)))]
-async fn create_session(State(api): State<Arc<Api>>, caller: Caller, Body(body): Body<SessionBody>) -> Result<(StatusCode, Json<SessionView>), Problem> {
+async fn create_session(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Body(body): Body<SessionBody>,
+) -> Result<(StatusCode, Json<SessionView>), Problem> {
     let new = NewSession { title: body.title, nodes: body.node_ids };
     Ok((StatusCode::CREATED, view(&api, api.hub.create_session(&caller.actor, new).await?).await?))
 }
@@ -83,7 +87,12 @@ struct SessionChanges {
 
 /// Renames or archives a session.
 #[utoipa::path(patch, path = "/api/sessions/{id}", tag = "sessions", params(("id" = String, Path)), request_body = SessionChanges, responses((status = 200, body = SessionView)))]
-async fn update_session(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<SessionId>, Body(body): Body<SessionChanges>) -> Answer<SessionView> {
+async fn update_session(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<SessionId>,
+    Body(body): Body<SessionChanges>,
+) -> Answer<SessionView> {
     let update = SessionUpdate { title: body.title, status: body.status };
     view(&api, api.hub.update_session(&caller.actor, id, update).await?).await
 }
@@ -116,7 +125,11 @@ async fn add_member(
 
 /// Takes somebody out of a session. Members may take themselves out.
 #[utoipa::path(delete, path = "/api/sessions/{id}/members/{user}", tag = "sessions", params(("id" = String, Path), ("user" = String, Path, description = "login name")), responses((status = 204)))]
-async fn remove_member(State(api): State<Arc<Api>>, caller: Caller, Path((id, user)): Path<(SessionId, String)>) -> Result<StatusCode, Problem> {
+async fn remove_member(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path((id, user)): Path<(SessionId, String)>,
+) -> Result<StatusCode, Problem> {
     api.hub.remove_member(&caller.actor, id, &user).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -16,6 +16,7 @@ use data_encoding::BASE64;
 use futures_util::{StreamExt as _, stream};
 use serde::Serialize;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     Api,
@@ -38,10 +39,10 @@ pub trait Source: Send + 'static {
 
 /// What keeps a long response alive, and ends it: when its reader is shut out, and when the hub drains.
 pub struct Vigil {
-    hub: Arc<Hub>,
-    credential: Credential,
     lifecycle: Lifecycle,
     ticks: Interval,
+    shut_out: CancellationToken,
+    _guard: AbortOnDropHandle<()>,
     _permit: Permit<UserId>,
 }
 
@@ -53,23 +54,30 @@ impl Vigil {
     pub fn new(api: &Api, caller: &Caller) -> Result<Self, Problem> {
         let mut ticks = interval_at(Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Ok(Self {
-            hub: api.hub.clone(),
-            credential: caller.credential.clone(),
-            lifecycle: api.lifecycle.clone(),
-            ticks,
-            _permit: api.streams.take(caller.actor.user)?,
-        })
+        let permit = api.streams.take(caller.actor.user)?;
+        let shut_out = CancellationToken::new();
+        let guard = tokio::spawn(guard(api.hub.clone(), caller.credential.clone(), shut_out.clone()));
+        Ok(Self { lifecycle: api.lifecycle.clone(), ticks, shut_out, _guard: AbortOnDropHandle::new(guard), _permit: permit })
     }
 
-    /// Resolves when it is time for a sign of life (`true`), or to end (`false`).
+    /// Resolves when it is time for a sign of life (`true`), or to end (`false`). Safe to cancel.
     pub async fn tick(&mut self) -> bool {
         tokio::select! {
             biased;
-            () = self.lifecycle.draining() => return false,
-            _ = self.ticks.tick() => {}
+            () = self.lifecycle.draining() => false,
+            () = self.shut_out.cancelled() => false,
+            _ = self.ticks.tick() => true,
         }
-        self.credential.actor(&self.hub).await.is_ok()
+    }
+}
+
+/// Asks now and then whether the reader would still be let in: a token may be revoked, an account closed, a login over.
+async fn guard(hub: Arc<Hub>, credential: Credential, shut_out: CancellationToken) {
+    loop {
+        tokio::time::sleep(KEEP_ALIVE).await;
+        if credential.actor(&hub).await.is_err() {
+            return shut_out.cancel();
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     events::{Follower, SessionFollower},
-    failure::Failure,
+    failure::{Failure, Kind},
     record::Event,
 };
 
@@ -58,7 +58,12 @@ struct ResumeQuery {
 #[utoipa::path(get, path = "/api/events", tag = "streams",
     params(ResumeQuery, ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, body = String, content_type = "text/event-stream")))]
-async fn hub_events(State(api): State<Arc<Api>>, caller: Caller, headers: HeaderMap, Query(query): Query<ResumeQuery>) -> Result<Response, Problem> {
+async fn hub_events(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    headers: HeaderMap,
+    Query(query): Query<ResumeQuery>,
+) -> Result<Response, Problem> {
     let after = last_event_id::<FeedPosition>(&headers, query.last_event_id.as_deref())?.map(|position| position.0);
     let vigil = Vigil::new(&api, &caller)?;
     let follower = api.hub.follow(&caller.actor, after).await?;
@@ -166,5 +171,10 @@ impl Log {
 
 /// A stream that fails ends: its reader comes back, and is told then.
 fn note<T, E: Failure>(result: Result<T, E>) -> Option<T> {
-    result.inspect_err(|error| tracing::warn!(error = %Chain(error), "an event stream ended early")).ok()
+    result
+        .inspect_err(|error| match error.kind() {
+            Kind::Internal => tracing::warn!(error = %Chain(error), "an event stream ended early"),
+            _ => tracing::debug!(%error, "an event stream ended: its reader may not follow any more"),
+        })
+        .ok()
 }

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use axum::{
     Json,
+    body::Bytes,
     extract::State,
     http::{HeaderMap, StatusCode},
 };
@@ -11,7 +12,8 @@ use cortex_wire::{
     id::{NodeId, SessionId, TaskId},
     limits,
 };
-use serde::Deserialize;
+use data_encoding::BASE64;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
@@ -28,6 +30,9 @@ use crate::{
     task::{DispatchRequest, TaskError},
 };
 
+/// Input at a time: small pieces let others through between them.
+const STDIN_BYTES: usize = limits::TASK_FRAME_BYTES / 2;
+
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
@@ -35,6 +40,7 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(list_tasks))
         .routes(routes!(show_task))
         .routes(routes!(cancel_task))
+        .routes(routes!(write_stdin))
 }
 
 /// A shell task to be run: a program with its arguments, or a script.
@@ -146,4 +152,53 @@ async fn show_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<T
 #[utoipa::path(post, path = "/api/tasks/{id}/cancel", tag = "tasks", params(("id" = String, Path)), responses((status = 200, body = TaskView)))]
 async fn cancel_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>) -> Answer<TaskView> {
     Ok(Json(api.hub.cancel(&caller.actor, id).await?.into()))
+}
+
+/// Input for a task: text, or base64 for bytes that are none.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct StdinBody {
+    /// Where these bytes belong: 0 for the first, then `next_offset` of the answer before.
+    offset: u64,
+    /// Text, or
+    #[serde(default)]
+    data: String,
+    /// bytes.
+    #[serde(default)]
+    base64: String,
+    /// Nothing more will come.
+    #[serde(default)]
+    end: bool,
+}
+
+/// How far a task's input has come.
+#[derive(Serialize, ToSchema)]
+struct StdinAnswer {
+    /// Where the next byte belongs.
+    next_offset: u64,
+}
+
+/// Writes to a task's standard input, if it was dispatched with `stdin`. The offset makes it safe to send the same bytes again.
+#[utoipa::path(post, path = "/api/tasks/{id}/stdin", tag = "tasks", params(("id" = String, Path)), request_body = StdinBody, responses((status = 200, body = StdinAnswer)))]
+async fn write_stdin(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<TaskId>,
+    Body(body): Body<StdinBody>,
+) -> Answer<StdinAnswer> {
+    let bytes = match (body.data.as_str(), body.base64.as_str()) {
+        (data, "") => Bytes::copy_from_slice(data.as_bytes()),
+        ("", base64) => BASE64.decode(base64.as_bytes()).map_err(|_| Problem::malformed("`base64` is not base64"))?.into(),
+        _ => return Err(Problem::malformed("give `data` or `base64`, not both")),
+    };
+    if bytes.len() > STDIN_BYTES {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "body_too_large",
+            format!("{} bytes of input at once, where at most {STDIN_BYTES} are taken", bytes.len()),
+            "send it in pieces, each at the offset that the answer before named",
+        ));
+    }
+    let next_offset = api.hub.write_stdin(&caller.actor, id, body.offset, bytes, body.end).await?;
+    Ok(Json(StdinAnswer { next_offset }))
 }

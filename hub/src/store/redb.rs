@@ -19,7 +19,7 @@ use std::{
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable, TableDefinition};
 use tokio::runtime::Handle;
 
-use super::{KeyRange, Order, ReadJob, ReadTx, Store, StoreError, TableId, Visit, WriteJob, WriteTx, migrate::Schema};
+use super::{Done, KeyRange, Order, ReadJob, ReadTx, Store, StoreError, TableId, Visit, WriteJob, WriteTx, migrate::Schema};
 
 const ROWS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("rows");
 
@@ -161,9 +161,6 @@ fn apply(rows: &mut Rows<'_>, changes: Changes) -> Result<bool, StoreError> {
     }
     Ok(any)
 }
-
-/// A closure that ran well and waits for its commit.
-type Done = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
 
 fn write_until_closed(database: &Database, waiting: &Receiver<WriteJob>) {
     while let Ok(first) = waiting.recv() {

@@ -4,15 +4,38 @@
 //! pidfd, which names one process for ever, and only after the process behind it has been looked at again.
 
 #[cfg(target_os = "linux")]
-pub(super) use linux::{Marked, adopt_orphans, ended_orphans, find, search, send};
+use linux::send;
+#[cfg(target_os = "linux")]
+pub(super) use linux::{Marked, adopt_orphans, ended_orphans, find, search};
 #[cfg(not(target_os = "linux"))]
-pub(super) use other::{Marked, adopt_orphans, ended_orphans, find, search, send};
+use other::send;
+#[cfg(not(target_os = "linux"))]
+pub(super) use other::{Marked, adopt_orphans, ended_orphans, find, search};
 
-/// A process that was found; `started` tells it from a later one with the same id.
+/// A living process of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Found {
+pub struct Member {
+    /// Its id.
     pub pid: rustix::process::Pid,
+    /// Since when it is there, which tells it from a later one with the same id.
     started: u64,
+    /// Its parent has ended, and the peer has taken its place.
+    pub orphan: bool,
+}
+
+impl Member {
+    /// Sends it a signal. That it is gone already is no error.
+    ///
+    /// # Errors
+    /// When it may not be signalled.
+    pub fn send(&self, signal: rustix::process::Signal) -> std::io::Result<()> {
+        send(self, signal)
+    }
+
+    /// Whether it is the same process.
+    pub fn is(&self, other: &Self) -> bool {
+        (self.pid, self.started) == (other.pid, other.started)
+    }
 }
 
 #[cfg(target_os = "linux")]
@@ -27,7 +50,7 @@ mod linux {
         },
     };
 
-    use super::{super::Mark, Found};
+    use super::{super::Mark, Member};
 
     /// Makes the peer the parent of every process of a task that loses its own.
     pub(in super::super) fn adopt_orphans() {
@@ -83,9 +106,9 @@ mod linux {
         Mark::from_limit(line.split_whitespace().next()?.parse().ok()?)
     }
 
-    fn living(pid: i32) -> Option<Found> {
+    fn living(pid: i32, orphan: bool) -> Option<Member> {
         let stat = Stat::of(pid).filter(|stat| !stat.has_ended())?;
-        Some(Found { pid: Pid::from_raw(pid)?, started: stat.started })
+        Some(Member { pid: Pid::from_raw(pid)?, started: stat.started, orphan })
     }
 
     /// Children of all threads of a process; `None` when the kernel keeps no such list.
@@ -107,33 +130,38 @@ mod linux {
     }
 
     /// The living processes of a task. `known` are the first processes of all running tasks.
-    pub(in super::super) fn find(root: Pid, mark: Mark, known: &[i32]) -> Vec<Found> {
+    pub(in super::super) fn find(root: Pid, mark: Mark, known: &[i32]) -> Vec<Member> {
         let root = root.as_raw_nonzero().get();
         let Some(children) = own_children() else { return search(mark) };
         let is_stray = |pid: i32| match mark_of(pid) {
             Some(found) => found == mark,
             None => Stat::of(pid).is_some_and(|stat| stat.session == root),
         };
-        let mut found: Vec<i32> =
-            children.into_iter().filter(|pid| if known.contains(pid) { *pid == root } else { is_stray(*pid) }).collect();
+        let mut found: Vec<(i32, bool)> = Vec::new();
+        for pid in children {
+            match known.contains(&pid) {
+                true if pid == root => found.push((pid, false)),
+                false if is_stray(pid) => found.push((pid, true)),
+                _ => {}
+            }
+        }
         let mut next = 0;
-        while let Some(pid) = found.get(next).copied() {
+        while let Some((pid, _)) = found.get(next).copied() {
             next += 1;
             let children = children_of(pid).unwrap_or_default();
-            found.extend(children.into_iter().filter(|child| !known.contains(child)));
+            let new: Vec<_> = children.into_iter().filter(|child| !found.iter().any(|(pid, _)| pid == child)).collect();
+            found.extend(new.into_iter().map(|pid| (pid, false)));
         }
-        found.sort_unstable();
-        found.dedup();
-        found.into_iter().filter_map(living).collect()
+        found.into_iter().filter_map(|(pid, orphan)| living(pid, orphan)).collect()
     }
 
     /// The living processes with a mark, whoever their parent is.
-    pub(in super::super) fn search(mark: Mark) -> Vec<Found> {
+    pub(in super::super) fn search(mark: Mark) -> Vec<Member> {
         let own = getpid();
         let all = fs::read_dir("/proc").into_iter().flatten().flatten();
         all.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok())
             .filter(|pid| *pid != own.as_raw_nonzero().get() && mark_of(*pid) == Some(mark))
-            .filter_map(living)
+            .filter_map(|pid| living(pid, true))
             .collect()
     }
 
@@ -143,11 +171,11 @@ mod linux {
         strays.filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.has_ended()) && mark_of(*pid).is_some()).collect()
     }
 
-    pub(in super::super) fn send(found: &Found, signal: Signal) -> io::Result<()> {
-        match pidfd_open(found.pid, PidfdFlags::empty()) {
-            Ok(_) if living(found.pid.as_raw_nonzero().get()) != Some(*found) => Ok(()),
+    pub(super) fn send(member: &Member, signal: Signal) -> io::Result<()> {
+        match pidfd_open(member.pid, PidfdFlags::empty()) {
+            Ok(_) if !living(member.pid.as_raw_nonzero().get(), false).is_some_and(|now| now.is(member)) => Ok(()),
             Ok(process) => pidfd_send_signal(process, signal).or_else(gone_is_fine),
-            Err(Errno::NOSYS | Errno::PERM) => kill_process(found.pid, signal).or_else(gone_is_fine),
+            Err(Errno::NOSYS | Errno::PERM) => kill_process(member.pid, signal).or_else(gone_is_fine),
             Err(error) => gone_is_fine(error),
         }
     }
@@ -164,7 +192,7 @@ mod other {
 
     use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 
-    use super::{super::Mark, Found};
+    use super::{super::Mark, Member};
 
     pub(in super::super) struct Marked;
 
@@ -176,11 +204,11 @@ mod other {
 
     pub(in super::super) fn adopt_orphans() {}
 
-    pub(in super::super) fn find(root: Pid, _: Mark, _: &[i32]) -> Vec<Found> {
-        test_kill_process_group(root).map(|()| vec![Found { pid: root, started: 0 }]).unwrap_or_default()
+    pub(in super::super) fn find(root: Pid, _: Mark, _: &[i32]) -> Vec<Member> {
+        test_kill_process_group(root).map(|()| vec![Member { pid: root, started: 0, orphan: false }]).unwrap_or_default()
     }
 
-    pub(in super::super) fn search(_: Mark) -> Vec<Found> {
+    pub(in super::super) fn search(_: Mark) -> Vec<Member> {
         Vec::new()
     }
 
@@ -188,7 +216,7 @@ mod other {
         Vec::new()
     }
 
-    pub(in super::super) fn send(group: &Found, signal: Signal) -> io::Result<()> {
+    pub(super) fn send(group: &Member, signal: Signal) -> io::Result<()> {
         kill_process_group(group.pid, signal).map_err(io::Error::from)
     }
 }

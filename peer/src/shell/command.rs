@@ -100,7 +100,7 @@ pub fn inherited_environment(allowed: &[String], from: impl IntoIterator<Item = 
 pub fn prepare(task: &ShellTask, session: &SessionId, id: &TaskId, place: &Place) -> Result<Command, String> {
     let root = place.workspace_dir.join(session.to_string());
     let folder = open_folder(&place.workspace_dir, &session.to_string(), &task.cwd)?;
-    let pwd = root.join(&task.cwd);
+    let pwd = if task.cwd.is_empty() { root } else { root.join(&task.cwd) };
     let environment = environment_of(task, session, id, place, &pwd);
     let search = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
 

@@ -187,7 +187,12 @@ impl Output {
             let max = usize::try_from(allowed).unwrap_or(usize::MAX).min(limits::OUTPUT_CHUNK_BYTES);
             match state.spool.extent(*cursor, max) {
                 Extent::End if state.closed => return Next::Done,
-                Extent::Gap { next } => *cursor = next,
+                Extent::Gap { next } => {
+                    *cursor = next;
+                    // Nobody will ever acknowledge what is not there; the window goes on behind it.
+                    state.acked = state.acked.max(next);
+                    state.dropped = true;
+                }
                 Extent::End | Extent::Data(0) => return Next::Later,
                 Extent::Data(len) => {
                     let read = state.spool.read_exact_at(*cursor, frame.data(len));

@@ -1,6 +1,12 @@
 //! Tasks of a peer with real processes, against a hub that is played by the test.
 
 #![cfg(target_os = "linux")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod end;
+mod full_disk;
 mod hub;
-mod task;
+mod output;
+mod program;
+mod restart;
+mod start;

@@ -95,7 +95,7 @@ impl Member {
 
 impl Lab {
     /// A relay that serves these hubs.
-    pub async fn start(hubs: &[u8]) -> Self {
+    pub fn start(hubs: &[u8]) -> Self {
         let relay = Relay::bind(Options {
             listen: ([127, 0, 0, 1], 0).into(),
             key: key(200),

@@ -1,5 +1,7 @@
 //! A relay in this process, with real QUIC on loopback: hubs and nodes link to it and talk through it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod lab;
 
 use std::time::Duration;
@@ -17,7 +19,7 @@ fn code(error: &LinkError) -> &str {
 
 #[tokio::test]
 async fn a_node_and_its_hub_talk_end_to_end_through_the_relay() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let hub = lab.hub(1).await;
     let node = lab.node(1, 11).await.unwrap();
     assert_eq!(lab.echo(&node, &hub, b"hello").await, b"hello");
@@ -26,7 +28,7 @@ async fn a_node_and_its_hub_talk_end_to_end_through_the_relay() {
 
 #[tokio::test]
 async fn nodes_of_two_hubs_do_not_see_one_another() {
-    let lab = Lab::start(&[1, 2]).await;
+    let lab = Lab::start(&[1, 2]);
     let (hub, other) = (lab.hub(1).await, lab.hub(2).await);
     let node = lab.node(1, 11).await.unwrap();
     assert_eq!(lab.echo(&node, &hub, b"mine").await, b"mine");
@@ -37,7 +39,7 @@ async fn nodes_of_two_hubs_do_not_see_one_another() {
 
 #[tokio::test]
 async fn strangers_are_refused_with_a_code() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let node = key(11);
     assert_eq!(code(&lab.link(&node, 1, None).await.unwrap_err()), "hub_offline");
     let _hub = lab.hub(1).await;
@@ -52,7 +54,7 @@ async fn strangers_are_refused_with_a_code() {
 
 #[tokio::test]
 async fn a_ticket_admits_without_asking_the_hub() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let hub = lab.hub(1).await;
     let ticket = lab.ticket(1, &key(12), 60_000);
     // Node 12 is not among those the hub would admit.
@@ -63,7 +65,7 @@ async fn a_ticket_admits_without_asking_the_hub() {
 
 #[tokio::test]
 async fn a_link_is_cut_when_its_ticket_runs_out() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let _hub = lab.hub(1).await;
     let ticket = lab.ticket(1, &key(12), 300);
     let link = lab.link(&key(12), 1, Some(Credential::Ticket(ticket))).await.unwrap();
@@ -72,7 +74,7 @@ async fn a_link_is_cut_when_its_ticket_runs_out() {
 
 #[tokio::test]
 async fn a_revoked_node_is_cut_at_once() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let mut hub = lab.hub(1).await;
     let node = lab.node(1, 11).await.unwrap();
     hub.revoke(&key(11)).await;
@@ -81,7 +83,7 @@ async fn a_revoked_node_is_cut_at_once() {
 
 #[tokio::test]
 async fn the_newest_link_of_a_key_stays() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let hub = lab.hub(1).await;
     let old = lab.node(1, 11).await.unwrap();
     let new = lab.node(1, 11).await.unwrap();
@@ -91,7 +93,7 @@ async fn the_newest_link_of_a_key_stays() {
 
 #[tokio::test]
 async fn noise_on_the_port_harms_nobody() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let hub = lab.hub(1).await;
     let node = lab.node(1, 11).await.unwrap();
     let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
@@ -112,7 +114,7 @@ async fn noise_on_the_port_harms_nobody() {
 
 #[tokio::test]
 async fn a_node_that_moves_keeps_its_connection() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let hub = lab.hub(1).await;
     let (switch, behind) = lab.behind_nat().await;
     let node = lab.node_at(1, 11, behind).await.unwrap();
@@ -132,7 +134,7 @@ async fn a_node_that_moves_keeps_its_connection() {
 
 #[tokio::test]
 async fn whoever_says_nothing_is_not_kept() {
-    let lab = Lab::start(&[1]).await;
+    let lab = Lab::start(&[1]);
     let silent: Member = lab.connect_only(&key(11)).await;
     let closed = tokio::time::timeout(Duration::from_secs(15), silent.connection().closed()).await;
     assert!(closed.is_ok(), "a silent caller was kept");

@@ -11,10 +11,12 @@
 //! | [`nat`] | hub and peer behind routers, and networks that change |
 //! | [`invite`] | who may join, and who may not |
 //! | [`noise`] | nonsense on every port |
+//! | [`decoders`] | the fuzzer's corpus |
 //! | [`program`] | command lines, configuration files, exit codes |
 //! | [`install`] | from the download page to a node |
 
 mod crash;
+mod decoders;
 mod hostile;
 mod install;
 mod invite;

@@ -1,7 +1,7 @@
 //! A session's stream: its log, interleaved with what its tasks print.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     sync::Arc,
 };
 
@@ -163,10 +163,9 @@ struct Tails {
 
 impl Tails {
     async fn follow(&mut self, hub: &Arc<Hub>, actor: &Actor, task: TaskId, position: &SessionPosition) -> Result<(), OutputError> {
-        if !self.open.contains_key(&task) {
+        if let Entry::Vacant(place) = self.open.entry(task) {
             let at = position.tasks.get(&task).copied().unwrap_or_default();
-            let tail = Tail::open(hub, actor, task, at).await?;
-            self.open.insert(task, tail);
+            place.insert(Tail::open(hub, actor, task, at).await?);
         }
         Ok(())
     }

@@ -150,7 +150,9 @@ async fn a_viewer_changes_nothing_even_where_things_are_shared() {
     let things = things(&lab).await;
     let cookie = format!("cortex={}", lab.user("vic", Role::Viewer).await);
     let share = format!("/api/sessions/{}/members/vic", things.session);
-    lab.send("PUT", &share, &[("authorization", &format!("Bearer {}", lab.ada))], Some(json!({"role": "member"}))).await.expect(StatusCode::OK);
+    lab.send("PUT", &share, &[("authorization", &format!("Bearer {}", lab.ada))], Some(json!({"role": "member"})))
+        .await
+        .expect(StatusCode::OK);
     let headers = [("cookie", cookie.as_str()), ("origin", "http://127.0.0.1:8080"), ("content-type", "application/json")];
     lab.send("GET", &things.fill("/api/sessions/{id}"), &headers, None).await.expect(StatusCode::OK);
     for route in routes().into_iter().filter(|route| !route.public && route.method != "GET") {
@@ -174,10 +176,15 @@ async fn a_token_reaches_as_far_as_its_scopes() {
     lab.get(&reader, &things.fill("/api/sessions/{id}")).await.expect(StatusCode::OK);
     let dispatch = things.fill("/api/sessions/{id}/dispatch");
     assert_eq!(lab.post(&reader, &dispatch, json!({"argv": ["true"]})).await.problem(StatusCode::FORBIDDEN), "forbidden");
-    assert_eq!(lab.post(&reader, "/api/tokens", json!({"name": "more", "scopes": ["admin"]})).await.problem(StatusCode::FORBIDDEN), "forbidden");
+    assert_eq!(
+        lab.post(&reader, "/api/tokens", json!({"name": "more", "scopes": ["admin"]})).await.problem(StatusCode::FORBIDDEN),
+        "forbidden"
+    );
     lab.get(&reader, "/api/audit").await.problem(StatusCode::FORBIDDEN);
     lab.get(&reader, "/metrics").await.problem(StatusCode::FORBIDDEN);
-    let id = lab.get(&lab.ada, "/api/tokens").await.json()["items"].as_array().unwrap().iter().find(|t| t["name"] == "reader").unwrap()["id"].clone();
+    let id =
+        lab.get(&lab.ada, "/api/tokens").await.json()["items"].as_array().unwrap().iter().find(|t| t["name"] == "reader").unwrap()["id"]
+            .clone();
     let path = format!("/api/tokens/{}", id.as_str().unwrap());
     lab.send("DELETE", &path, &[("authorization", &format!("Bearer {}", lab.ada))], None).await.expect(StatusCode::NO_CONTENT);
     lab.get(&reader, "/api/me").await.problem(StatusCode::UNAUTHORIZED);
@@ -194,7 +201,10 @@ async fn a_login_gives_a_cookie_that_works_until_the_logout() {
     let cookie = set.split(';').next().unwrap();
     let own = [("cookie", cookie), ("origin", "http://127.0.0.1:8080")];
     assert_eq!(lab.send("GET", "/api/me", &own, None).await.expect(StatusCode::OK)["via"], "ui");
-    assert_eq!(lab.send("POST", "/api/sessions", &[("cookie", cookie)], Some(json!({}))).await.problem(StatusCode::FORBIDDEN), "cross_site");
+    assert_eq!(
+        lab.send("POST", "/api/sessions", &[("cookie", cookie)], Some(json!({}))).await.problem(StatusCode::FORBIDDEN),
+        "cross_site"
+    );
     lab.send("POST", "/api/sessions", &own, Some(json!({}))).await.expect(StatusCode::CREATED);
     let reply = lab.send("POST", "/api/logout", &own, Some(json!({}))).await;
     reply.expect(StatusCode::NO_CONTENT);
@@ -247,7 +257,10 @@ async fn every_answer_tells_browsers_to_be_careful() {
         assert_eq!(headers["x-content-type-options"], "nosniff", "{path}");
         assert_eq!(headers["referrer-policy"], "no-referrer", "{path}");
         let csp = headers["content-security-policy"].to_str().unwrap();
-        assert!(csp.contains("default-src 'none'") && csp.contains("script-src 'self';") && csp.contains("frame-ancestors 'none'"), "{path}: {csp}");
+        assert!(
+            csp.contains("default-src 'none'") && csp.contains("script-src 'self';") && csp.contains("frame-ancestors 'none'"),
+            "{path}: {csp}"
+        );
         assert_eq!(csp.contains("unsafe-inline"), path == "/api/docs/", "{path}: {csp}");
         assert!(!headers.contains_key("access-control-allow-origin"), "{path}");
     }

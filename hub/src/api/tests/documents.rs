@@ -17,7 +17,10 @@ fn every_operation_is_described_and_answers_problems() {
     for (path, item) in document["paths"].as_object().unwrap() {
         for (method, operation) in item.as_object().unwrap() {
             assert!(operation["summary"].as_str().is_some_and(|text| !text.is_empty()), "{method} {path} has a summary");
-            assert_eq!(operation["responses"]["default"]["content"]["application/problem+json"]["schema"]["$ref"], "#/components/schemas/Problem");
+            assert_eq!(
+                operation["responses"]["default"]["content"]["application/problem+json"]["schema"]["$ref"],
+                "#/components/schemas/Problem"
+            );
             assert!(ids.insert(operation["operationId"].to_string()), "{method} {path}: its operation id is used twice");
         }
     }
@@ -28,9 +31,10 @@ fn every_operation_is_described_and_answers_problems() {
 
 fn references(value: &Value) -> Vec<String> {
     match value {
-        Value::Object(fields) => {
-            fields.iter().flat_map(|(key, value)| if key == "$ref" { vec![value.as_str().unwrap().to_owned()] } else { references(value) }).collect()
-        }
+        Value::Object(fields) => fields
+            .iter()
+            .flat_map(|(key, value)| if key == "$ref" { vec![value.as_str().unwrap().to_owned()] } else { references(value) })
+            .collect(),
         Value::Array(items) => items.iter().flat_map(references).collect(),
         _ => Vec::new(),
     }

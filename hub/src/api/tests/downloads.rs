@@ -5,7 +5,7 @@ use std::{os::unix::fs::PermissionsExt as _, path::Path, process::Output};
 use super::*;
 use crate::api::{
     dist::{file_name, own_platform},
-    serve,
+    listener::serve,
 };
 
 /// Stands in for the peer: notes how it was started, and with which configuration.
@@ -25,7 +25,7 @@ impl Site {
         let lab = Lab::with(ApiOptions { dist_folder: Some(dist.path().to_owned()), ..ApiOptions::default() }).await;
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        tokio::spawn(serve(listener, lab.api.clone()));
+        tokio::spawn(serve(listener, lab.router.clone(), lab.api.lifecycle.clone()));
         Self { lab, url, dist, home: tempfile::tempdir().unwrap() }
     }
 
@@ -89,7 +89,8 @@ async fn a_download_with_another_checksum_installs_nothing() {
     site.shell(&format!("curl -fsS {}/dist/SHA256SUMS", site.url)).await;
     std::fs::write(site.program(), &altered).unwrap();
     std::fs::File::options().write(true).open(site.program()).unwrap().set_modified(modified).unwrap();
-    let output = site.shell(&format!("curl -fsSL {}/install.sh | dash -s -- --allow-root --dir \"$HOME/bin\" --invite {text}", site.url)).await;
+    let output =
+        site.shell(&format!("curl -fsSL {}/install.sh | dash -s -- --allow-root --dir \"$HOME/bin\" --invite {text}", site.url)).await;
     assert_eq!(output.status.code(), Some(1), "{}", both(&output));
     assert!(both(&output).contains("nothing was installed"), "{}", both(&output));
     assert!(!site.home.path().join("bin").exists() && !site.home.path().join(".config").exists());

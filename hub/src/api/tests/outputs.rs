@@ -20,7 +20,10 @@ async fn output_is_served_from_any_offset_as_an_attachment() {
     assert_eq!(reply.headers["content-type"], "application/octet-stream");
     assert_eq!(reply.headers["x-content-type-options"], "nosniff");
     assert_eq!(reply.headers["content-disposition"], format!("attachment; filename=\"{task}.stdout\""));
-    assert_eq!((&reply.headers["cortex-next-offset"], &reply.headers["cortex-complete"]), (&"18".parse().unwrap(), &"false".parse().unwrap()));
+    assert_eq!(
+        (&reply.headers["cortex-next-offset"], &reply.headers["cortex-complete"]),
+        (&"18".parse().unwrap(), &"false".parse().unwrap())
+    );
     lab.finish(task, &node, 0).await;
     let reply = lab.get(&lab.ada, &format!("{path}?offset=8")).await;
     assert_eq!(&reply.body[..], b"0123456789");

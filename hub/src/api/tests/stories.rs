@@ -37,7 +37,8 @@ async fn a_machine_is_invited_comes_and_goes() {
     assert_eq!((&listed["items"][0]["name"], &listed["items"][0]["presence"]["state"]), (&json!("machine-7"), &json!("online")));
     assert_eq!(listed["items"][0]["owner"], "ada");
     let path = format!("/api/nodes/{}", node.id);
-    let changed = lab.send("PATCH", &path, &[("authorization", &bearer)], Some(json!({"name": "<b>bold</b>"}))).await.expect(StatusCode::OK);
+    let changed =
+        lab.send("PATCH", &path, &[("authorization", &bearer)], Some(json!({"name": "<b>bold</b>"}))).await.expect(StatusCode::OK);
     assert_eq!(changed["name"], "<b>bold</b>", "names are text, whatever they hold");
     lab.hub.node_offline(node.id, 1, "the peer said goodbye").await.unwrap();
     let status = lab.get(&lab.ada, &format!("{path}/status")).await.expect(StatusCode::OK);
@@ -104,7 +105,8 @@ async fn a_dispatch_to_nowhere_says_what_to_do() {
 async fn a_conversation_is_shared_and_paged() {
     let lab = Lab::new().await;
     let bob = lab.user("bob", Role::Member).await;
-    let session = lab.post(&lab.ada, "/api/sessions", json!({"title": "talk"})).await.expect(StatusCode::CREATED)["id"].as_str().unwrap().to_owned();
+    let session =
+        lab.post(&lab.ada, "/api/sessions", json!({"title": "talk"})).await.expect(StatusCode::CREATED)["id"].as_str().unwrap().to_owned();
     let bearer = format!("Bearer {}", lab.ada);
     let path = format!("/api/sessions/{session}/members/bob");
     let shared = lab.send("PUT", &path, &[("authorization", &bearer)], Some(json!({"role": "member"}))).await.expect(StatusCode::OK);
@@ -131,15 +133,23 @@ async fn standard_input_is_written_by_offset() {
     let lab = Lab::new().await;
     let node = lab.node(&lab.ada, 1).await;
     let session = lab.session(&lab.ada, &node).await;
-    let task = lab.post(&lab.ada, &format!("/api/sessions/{session}/dispatch"), json!({"argv": ["cat"], "stdin": true})).await.expect(StatusCode::CREATED);
+    let task = lab
+        .post(&lab.ada, &format!("/api/sessions/{session}/dispatch"), json!({"argv": ["cat"], "stdin": true}))
+        .await
+        .expect(StatusCode::CREATED);
     let id: TaskId = task["id"].as_str().unwrap().parse().unwrap();
     lab.hub.started(id, node.id, lab.hub.now_ms(), "permissive").await.unwrap();
     let path = format!("/api/tasks/{id}/stdin");
     assert_eq!(lab.post(&lab.ada, &path, json!({"offset": 0, "data": "hé"})).await.expect(StatusCode::OK)["next_offset"], 3);
-    assert_eq!(lab.post(&lab.ada, &path, json!({"offset": 3, "base64": "/wA=", "end": true})).await.expect(StatusCode::OK)["next_offset"], 5);
+    assert_eq!(
+        lab.post(&lab.ada, &path, json!({"offset": 3, "base64": "/wA=", "end": true})).await.expect(StatusCode::OK)["next_offset"],
+        5
+    );
     assert_eq!(lab.mesh.stdin.lock().unwrap().as_slice(), b"h\xc3\xa9\xff\0");
     assert_eq!(lab.post(&lab.ada, &path, json!({"offset": 9, "data": "x"})).await.problem(StatusCode::CONFLICT), "wrong_offset");
     lab.post(&lab.ada, &path, json!({"offset": 5, "data": "x", "base64": "eA=="})).await.problem(StatusCode::BAD_REQUEST);
+    let large = lab.post(&lab.ada, &path, json!({"offset": 5, "data": "x".repeat(600 * 1024)})).await;
+    assert_eq!(large.problem(StatusCode::PAYLOAD_TOO_LARGE), "body_too_large");
 }
 
 #[tokio::test]
@@ -148,7 +158,8 @@ async fn the_audit_log_is_read_and_verified_by_administrators() {
     lab.node(&lab.ada, 1).await;
     let page = lab.get(&lab.ada, "/api/audit?limit=2").await.expect(StatusCode::OK);
     assert_eq!((page["items"].as_array().unwrap().len(), &page["items"][0]["seq"]), (2, &json!(1)));
-    let next = lab.get(&lab.ada, &format!("/api/audit?limit=2&cursor={}", page["next_cursor"].as_str().unwrap())).await.expect(StatusCode::OK);
+    let next =
+        lab.get(&lab.ada, &format!("/api/audit?limit=2&cursor={}", page["next_cursor"].as_str().unwrap())).await.expect(StatusCode::OK);
     assert_eq!(next["items"][0]["seq"], 3);
     let report = lab.get(&lab.ada, "/api/audit/verify").await.expect(StatusCode::OK);
     assert_eq!((&report["sound"], &report["first_bad_seq"]), (&json!(true), &Value::Null));

@@ -1,0 +1,333 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    hub::lock,
+    output::{Piece, Stream},
+    testing::{Call, START_MS, Site, node_id, request, response, signed},
+};
+
+fn code<T, E: Failure>(outcome: Result<T, E>) -> Option<&'static str> {
+    outcome.err().map(|error| error.code())
+}
+
+async fn states(site: &Site, actor: &Actor, session: SessionId, task: TaskId) -> Vec<String> {
+    let events = site.hub.session_events(actor, session, 0, 999).await.unwrap();
+    let of_task = events.iter().filter(|event| event.data["id"] == task.to_string());
+    of_task.map(|event| event.data["state"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_task_runs_from_dispatch_to_result() {
+    let site = Site::new().await;
+    let ann = site.admin().await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let task = site.run(&ann, session).await.unwrap();
+    assert_eq!((task.state, task.fence, task.attempt, task.node), (State::Leased, 1, 1, node));
+    assert_eq!(site.mesh.calls(), [Call::NodeChanged(node), Call::Deliver { task: task.id, leased: true }][1..]);
+    assert_eq!(site.mesh.free(node), Some(7));
+    let running = site.hub.started(task.id, node, START_MS, "permissive").await.unwrap();
+    assert_eq!(running.state, State::Running);
+    site.hub.outputs.append(task.id, Stream::Stdout, 0, "out".into()).await.unwrap();
+    site.hub.outputs.append(task.id, Stream::Stderr, 0, "err".into()).await.unwrap();
+    let word = TaskResponse { stdout_bytes: 3, stderr_bytes: 3, ..response(&task, 3) };
+    let done = site.hub.finish(task.id, node, &word, &signed(1, &word)).await.unwrap();
+    assert_eq!((done.state, done.exit_code, done.signal, done.truncated), (State::Failed, Some(3), None, false));
+    assert_eq!(done.evidence.as_ref().unwrap().body, BASE64.encode(&signed(1, &word).body));
+    let site = site.restart().await;
+    assert_eq!(site.hub.task(&ann, task.id).await.unwrap(), done);
+    assert_eq!(states(&site, &ann, session, task.id).await, ["leased", "running", "failed"]);
+    let output = site.hub.read_output(&ann, task.id, Stream::Stderr, 1, 9).await.unwrap();
+    assert_eq!(output, Piece::Data("rr".into()));
+    assert_eq!(site.hub.all_open_tasks().await.unwrap(), []);
+    let verbs: Vec<_> = site.hub.audit_rows(&ann, 0, 99).await.unwrap().into_iter().map(|row| row.verb).collect();
+    assert!(verbs.ends_with(&["task.dispatch".into(), "task.finish".into()]), "{verbs:?}");
+}
+
+#[tokio::test]
+async fn a_result_counts_once() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let task = site.running(&ann, session).await;
+    let finish = async |word: &TaskResponse| site.hub.finish(task.id, node, word, &signed(1, word)).await;
+    let old = TaskResponse { fence: 0, ..response(&task, 0) };
+    assert!(matches!(finish(&old).await, Err(TransitionError::OldFence)));
+    for bad in [
+        TaskResponse { state: "running".into(), ..response(&task, 0) },
+        TaskResponse { state: "rejected".into(), ..response(&task, 0) },
+        TaskResponse { state: "failed".into(), ..response(&task, 0) },
+        TaskResponse { state: "succeeded".into(), ..response(&task, 1) },
+        TaskResponse { state: "succeeded".into(), exit: None, ..response(&task, 0) },
+        TaskResponse { task_id: bytes::Bytes::new(), ..response(&task, 0) },
+        TaskResponse { node_key: node_id(2).key().to_bytes(), ..response(&task, 0) },
+    ] {
+        assert!(matches!(finish(&bad).await, Err(TransitionError::Malformed(_))), "{bad:?}");
+    }
+    assert!(matches!(site.hub.started(task.id, node_id(2), 1, "").await, Err(TransitionError::NotFound)));
+    let word = response(&task, 0);
+    let done = finish(&word).await.unwrap();
+    assert_eq!(finish(&word).await.unwrap(), done);
+    // Late news change nothing.
+    assert_eq!(site.hub.started(task.id, node, 1, "").await.unwrap(), done);
+    let other = response(&task, 1);
+    assert!(matches!(finish(&other).await, Err(TransitionError::NotAllowed { now: State::Succeeded, .. })));
+    assert!(site.hub.lose(task.id, "x").await.is_err());
+    assert_eq!(site.hub.cancel(&ann, task.id).await.unwrap(), done);
+    assert_eq!(states(&site, &ann, session, task.id).await, ["leased", "running", "succeeded"]);
+}
+
+#[tokio::test]
+async fn output_that_is_missing_shows_as_truncated() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let task = site.running(&ann, session).await;
+    let word = TaskResponse { stdout_bytes: 5, ..response(&task, 0) };
+    assert!(site.hub.finish(task.id, node, &word, &signed(1, &word)).await.unwrap().truncated);
+}
+
+#[tokio::test]
+async fn the_same_request_under_one_key_is_one_task() {
+    let site = Site::new().await;
+    let (ann, bob) = (site.member("ann").await, site.member("bob").await);
+    let (session, node) = site.workplace(&ann, 1).await;
+    site.hub.add_member(&ann, session, "bob", crate::record::MemberRole::Member).await.unwrap();
+    let first = site.dispatch(&ann, session, request("true"), Some("k")).await.unwrap();
+    assert!(!first.repeated);
+    let again = site.dispatch(&ann, session, request("true"), Some("k")).await.unwrap();
+    assert_eq!((again.repeated, again.task.id), (true, first.task.id));
+    assert_eq!(code(site.dispatch(&ann, session, request("false"), Some("k")).await), Some("idempotency_conflict"));
+    let tail = DispatchRequest { queue_timeout_ms: 1, ..request("true") };
+    assert_eq!(code(site.dispatch(&ann, session, tail, Some("k")).await), Some("idempotency_conflict"));
+    // Another person's key is another key, and so is the same one in another session.
+    assert!(!site.dispatch(&bob, session, request("false"), Some("k")).await.unwrap().repeated);
+    let other = site.session(&ann, &[node]).await;
+    assert!(!site.dispatch(&ann, other, request("false"), Some("k")).await.unwrap().repeated);
+    assert_eq!(site.mesh.free(node), Some(5));
+    // It holds while the node is away, and after a restart, for a day.
+    let site = site.restart().await;
+    assert!(site.dispatch(&ann, session, request("true"), Some("k")).await.unwrap().repeated);
+    site.pass(DAY_MS);
+    site.hub.sweep().await.unwrap();
+    lock(&site.mesh.slots).insert(node, 1);
+    assert!(!site.dispatch(&ann, session, request("false"), Some("k")).await.unwrap().repeated);
+    for bad in ["", &"x".repeat(256)] {
+        assert_eq!(code(site.dispatch(&ann, session, request("true"), Some(bad)).await), Some("malformed_task"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_twenty_equal_requests_at_once_one_becomes_a_task() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let tries = (0..20).map(|_| site.dispatch(&ann, session, request("true"), Some("k")));
+    let outcomes: Vec<_> = futures_util::future::try_join_all(tries).await.unwrap();
+    assert_eq!(outcomes.iter().filter(|outcome| !outcome.repeated).count(), 1);
+    assert!(outcomes.iter().all(|outcome| outcome.task.id == outcomes[0].task.id));
+    assert_eq!(site.mesh.free(node), Some(7));
+    assert_eq!(site.mesh.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_session_says_which_node_is_meant() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let session = site.session(&ann, &[]).await;
+    assert_eq!(code(site.run(&ann, session).await), Some("no_node"));
+    let (a, b, c) = (site.node(&ann, 1).await, site.node(&ann, 2).await, site.node(&ann, 3).await);
+    lock(&site.mesh.slots).extend([(a, 1), (b, 1), (c, 1)]);
+    site.hub.attach_node(&ann, session, a).await.unwrap();
+    site.hub.attach_node(&ann, session, b).await.unwrap();
+    let Err(TaskError::AmbiguousNode { candidates }) = site.run(&ann, session).await else { panic!("which one?") };
+    assert_eq!(candidates, [(a, "node 1".to_owned()), (b, "node 2".to_owned())]);
+    let on = |node| DispatchRequest { node: Some(node), ..request("true") };
+    assert_eq!(site.dispatch(&ann, session, on(b), None).await.unwrap().task.node, b);
+    assert_eq!(code(site.dispatch(&ann, session, on(c), None).await), Some("node_not_attached"));
+    assert_eq!(code(site.dispatch(&ann, session, on(node_id(99)), None).await), Some("node_not_attached"));
+    let archive = crate::session::SessionUpdate { status: Some(SessionStatus::Archived), ..Default::default() };
+    site.hub.update_session(&ann, session, archive).await.unwrap();
+    assert_eq!(code(site.dispatch(&ann, session, on(a), None).await), Some("session_archived"));
+    assert_eq!((site.mesh.free(a), site.mesh.free(c)), (Some(1), Some(1)));
+}
+
+#[tokio::test]
+async fn a_node_that_is_away_is_waited_for_only_when_asked() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let node = site.node(&ann, 1).await;
+    let session = site.session(&ann, &[node]).await;
+    assert_eq!(code(site.run(&ann, session).await), Some("node_offline"));
+    let patient = DispatchRequest { queue_timeout_ms: 5_000, ..request("true") };
+    let task = site.dispatch(&ann, session, patient, None).await.unwrap().task;
+    assert_eq!((task.state, task.fence, task.start_by_ms), (State::Queued, 0, task.created_at_ms + 5_000));
+    assert_eq!(site.mesh.calls().last(), Some(&Call::Deliver { task: task.id, leased: false }));
+    let leased = site.hub.lease(task.id).await.unwrap();
+    assert_eq!((leased.state, leased.fence), (State::Leased, 1));
+    assert!(site.hub.lease(task.id).await.is_err());
+    // What is with a node does not expire; what waits again does.
+    assert!(matches!(site.hub.expire(task.id).await, Err(TransitionError::NotAllowed { now: State::Leased, .. })));
+    site.hub.requeue(task.id).await.unwrap();
+    assert_eq!(site.hub.lease(task.id).await.unwrap().fence, 2);
+    site.hub.requeue(task.id).await.unwrap();
+    let expired = site.hub.expire(task.id).await.unwrap();
+    assert_eq!((expired.state, expired.code.as_deref()), (State::Expired, Some("not_started_in_time")));
+    assert_eq!(site.hub.expire(task.id).await.unwrap(), expired);
+    // A full node is waited for in any case.
+    lock(&site.mesh.slots).insert(node, 0);
+    assert_eq!(site.run(&ann, session).await.unwrap().state, State::Queued);
+    let endless = DispatchRequest { queue_timeout_ms: LONGEST_WAIT_MS + 1, ..request("true") };
+    assert_eq!(code(site.dispatch(&ann, session, endless, None).await), Some("malformed_task"));
+}
+
+#[tokio::test]
+async fn what_a_node_would_call_malformed_is_not_stored() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let edit = |edit: fn(&mut TaskSpec)| {
+        let mut request = request("true");
+        edit(&mut request.spec);
+        request
+    };
+    for bad in [
+        edit(|spec| spec.argv.clear()),
+        edit(|spec| spec.argv[0] = "a\0b".into()),
+        edit(|spec| spec.script = Some("true".into())),
+        edit(|spec| spec.script = Some(String::new())),
+        edit(|spec| spec.cwd = "../x".into()),
+        edit(|spec| spec.cwd = "/etc".into()),
+        edit(|spec| spec.env = [("A=B".to_owned(), String::new())].into()),
+        edit(|spec| {
+            spec.argv.clear();
+            spec.script = Some("x".repeat(limits::COMMAND_BYTES + 1));
+        }),
+    ] {
+        assert_eq!(code(site.dispatch(&ann, session, bad, None).await), Some("malformed_task"));
+    }
+    assert_eq!(site.mesh.free(node), Some(8));
+    assert!(site.hub.tasks(&ann, session, None, 9).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_task_that_waits_is_cancelled_at_once_and_one_that_runs_by_its_node() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let running = site.running(&ann, session).await;
+    let leased = site.run(&ann, session).await.unwrap();
+    lock(&site.mesh.slots).insert(node, 0);
+    let waiting = site.run(&ann, session).await.unwrap();
+    site.mesh.calls();
+    assert_eq!(site.hub.cancel(&ann, waiting.id).await.unwrap().state, State::Cancelled);
+    assert!(site.hub.follow_output(&ann, waiting.id).await.unwrap().borrow().finished);
+    for _ in 0..2 {
+        let asked = site.hub.cancel(&ann, running.id).await.unwrap();
+        assert_eq!((asked.state, asked.cancel_asked_at_ms.is_some()), (State::Running, true));
+    }
+    site.hub.cancel(&ann, leased.id).await.unwrap();
+    assert_eq!(site.mesh.calls(), [waiting.id, running.id, running.id, leased.id].map(Call::Cancel));
+    let word = TaskResponse { state: "cancelled".into(), exit: Some(task_response::Exit::Signal(2)), ..response(&running, 0) };
+    let done = site.hub.finish(running.id, node, &word, &signed(1, &word)).await.unwrap();
+    assert_eq!((done.state, done.signal, done.exit_code), (State::Cancelled, Some(2), None));
+    assert_eq!(site.hub.cancel_unsent(leased.id).await.unwrap().state, State::Cancelled);
+    assert_eq!(site.hub.open_tasks_of(node).await.unwrap(), []);
+}
+
+#[tokio::test]
+async fn a_session_lists_its_tasks_newest_first() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let mut ids = Vec::new();
+    for _ in 0..5 {
+        ids.push(site.run(&ann, session).await.unwrap().id);
+        site.pass(1);
+    }
+    ids.reverse();
+    let list = async |before, limit| {
+        let tasks = site.hub.tasks(&ann, session, before, limit).await.unwrap();
+        tasks.iter().map(|task| task.id).collect::<Vec<_>>()
+    };
+    assert_eq!(list(None, 2).await, ids[..2]);
+    assert_eq!(list(Some(ids[1]), 9).await, ids[2..]);
+    let rejected = site.hub.reject(ids[0], "node_busy", "all slots\u{7} taken").await.unwrap();
+    assert_eq!((rejected.state, rejected.reason.as_deref()), (State::Rejected, Some("all slots taken")));
+    let open = site.hub.open_tasks_in(&ann, session).await.unwrap();
+    assert_eq!(open, site.hub.open_tasks_of(node).await.unwrap());
+    assert_eq!(open.len(), 4);
+}
+
+/// News about a task, as a node and the mesh might bring them, in any order.
+#[derive(Debug, Clone, Copy)]
+enum News {
+    Lease,
+    Started,
+    Finish(i32),
+    Reject,
+    Expire,
+    Lose,
+    Requeue,
+    Cancel,
+}
+
+async fn bring(site: &Site, ann: &Actor, task: &Task, news: News) {
+    let (hub, id, node) = (&site.hub, task.id, task.node);
+    match news {
+        News::Lease => drop(hub.lease(id).await),
+        News::Started => drop(hub.started(id, node, START_MS, "permissive").await),
+        News::Finish(code) => {
+            let now = hub.find_task(id).await.unwrap().unwrap();
+            let word = response(&now, code);
+            drop(hub.finish(id, node, &word, &signed(1, &word)).await);
+        }
+        News::Reject => drop(hub.reject(id, "x", "x").await),
+        News::Expire => drop(hub.expire(id).await),
+        News::Lose => drop(hub.lose(id, "x").await),
+        News::Requeue => drop(hub.requeue(id).await),
+        News::Cancel => drop(hub.cancel(ann, id).await),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn whatever_news_come_a_task_follows_the_table(
+        leased: bool,
+        news in proptest::collection::vec(
+            prop_oneof![
+                Just(News::Lease), Just(News::Started), (0..2).prop_map(News::Finish), Just(News::Reject),
+                Just(News::Expire), Just(News::Lose), Just(News::Requeue), Just(News::Cancel),
+            ],
+            1..8,
+        ),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let site = Site::new().await;
+            let ann = site.admin().await;
+            let (session, node) = site.workplace(&ann, 1).await;
+            lock(&site.mesh.slots).insert(node, usize::from(leased));
+            let task = site.run(&ann, session).await.unwrap();
+            for news in news {
+                let before = site.hub.find_task(task.id).await.unwrap().unwrap();
+                bring(&site, &ann, &task, news).await;
+                let after = site.hub.find_task(task.id).await.unwrap().unwrap();
+                if before.state.is_final() {
+                    assert_eq!(after, before, "{news:?}");
+                } else if after.state != before.state {
+                    assert!(before.state.may_become(after.state), "{news:?}: {} to {}", before.state, after.state);
+                }
+                let open = site.hub.open_tasks_of(node).await.unwrap().len();
+                assert_eq!(open, usize::from(!after.state.is_final()));
+            }
+            // Consecutive events are legal steps, too.
+            let told = states(&site, &ann, session, task.id).await;
+            let told: Vec<_> = told.iter().map(|name| State::from_name(name).unwrap()).collect();
+            assert!(told.windows(2).all(|pair| pair[0] == pair[1] || pair[0].may_become(pair[1])), "{told:?}");
+            assert_eq!(site.hub.verify_audit(&ann).await.unwrap().broken, None);
+        });
+    }
+}

@@ -1,0 +1,138 @@
+//! Every decoder that reads what strangers send, as functions of bytes: for the fuzzer (`tests/fuzz`) and for the test that replays its corpus.
+//!
+//! A function here returns nothing: it must come to an end on any input, without a panic. What it accepts is used, so that the code behind the decoder is
+//! reached as well.
+
+use bytes::{Bytes, BytesMut};
+use cortex_wire::{
+    frame,
+    id::{HubId, NodeId},
+    invite::{self, RelayEndpoint},
+    key::{self, Domain, SecretKey, check_statement},
+    limits,
+    policy::{self, Policy},
+    route,
+    schema::{
+        Enrolment, FromRelay, FromTask, HubFrame, HubHello, InviteProof, KeyPurpose, LinkAnswer, LinkHello, NodeFrame, RegistrationRequest,
+        RelayAddress, SandboxPolicy, Signed, SyncConfiguration, TaskOpen, TaskRequest, TaskResponse, ToRelay, ToTask,
+    },
+    task::{self, Gate, SequenceWindow},
+    text, ticket,
+};
+use prost::Message;
+
+/// A decoder by name.
+pub type Decoder = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const ALL: [Decoder; 8] = [
+    ("frames", frames),
+    ("invites", invites),
+    ("tickets", tickets),
+    ("statements", statements),
+    ("tasks", tasks),
+    ("policies", policies),
+    ("packets", packets),
+    ("texts", texts),
+];
+
+/// Runs the decoder of this name.
+pub fn run(name: &str, bytes: &[u8]) {
+    if let Some((_, decoder)) = ALL.iter().find(|(known, _)| *known == name) {
+        decoder(bytes);
+    }
+}
+
+fn key() -> SecretKey {
+    SecretKey::from_seed([1; 32])
+}
+
+fn read_all<M: Message + Default>(bytes: &[u8], limit: usize) {
+    let mut buffer = BytesMut::from(bytes);
+    while let Ok(Some(message)) = frame::decode::<M>(&mut buffer, limit) {
+        let _ = frame::encode(&message);
+    }
+}
+
+fn frames(bytes: &[u8]) {
+    read_all::<LinkHello>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<LinkAnswer>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<ToRelay>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<FromRelay>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<HubHello>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<RegistrationRequest>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<SyncConfiguration>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<HubFrame>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<NodeFrame>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<TaskOpen>(bytes, limits::TASK_FRAME_BYTES);
+    read_all::<ToTask>(bytes, limits::TASK_FRAME_BYTES);
+    read_all::<FromTask>(bytes, limits::TASK_FRAME_BYTES);
+}
+
+fn invites(bytes: &[u8]) {
+    let _ = invite::read(&String::from_utf8_lossy(bytes), 1_000);
+    if let Ok(proof) = InviteProof::decode(bytes) {
+        let _ = invite::open(&proof, 1_000);
+    }
+    if let Ok(enrolment) = Enrolment::decode(bytes) {
+        let _ = invite::check_enrolment(&enrolment, &key().public(), &HubId::from(key().public()), &[0; 32]);
+    }
+    if let Ok(address) = RelayAddress::decode(bytes) {
+        let _ = RelayEndpoint::from_message(&address).map(|endpoint| endpoint.to_string().parse::<RelayEndpoint>());
+    }
+    let _ = String::from_utf8_lossy(bytes).parse::<RelayEndpoint>();
+}
+
+/// The bytes as somebody's signed message: signed for real, so that what lies behind the signature is reached.
+fn signed(bytes: &[u8], domain: Domain) -> Signed {
+    let body = Bytes::copy_from_slice(bytes);
+    let signature = key().sign(domain, &[&body]);
+    Signed { body, signature }
+}
+
+fn tickets(bytes: &[u8]) {
+    let public = key().public();
+    let _ = ticket::check(&signed(bytes, Domain::Ticket), &public, &public.into(), &public.into(), &public.into(), 1_000);
+}
+
+fn statements(bytes: &[u8]) {
+    let hub = HubId::from(key().public());
+    let _ = check_statement(&signed(bytes, Domain::Key), &hub, KeyPurpose::Task, 1_000);
+    if let Ok(message) = Signed::decode(bytes) {
+        let _ = check_statement(&message, &hub, KeyPurpose::Task, 1_000);
+    }
+}
+
+fn tasks(bytes: &[u8]) {
+    let policy = Policy::new(SandboxPolicy::default());
+    let node = NodeId::from(key().public());
+    let mut gate = Gate { hub: key().public().into(), node, boot_nonce: [7; 32], window: SequenceWindow::default() };
+    let _ = gate.check(&signed(bytes, Domain::Task), &key().public(), &policy, 1_000);
+    if let Ok(request) = TaskRequest::decode(bytes) {
+        let _ = task::check_shape(&request);
+        let _ = policy.permits(&request);
+    }
+    let _ = key::decode_strict::<TaskResponse>(&Bytes::copy_from_slice(bytes));
+}
+
+fn policies(bytes: &[u8]) {
+    let script = String::from_utf8_lossy(bytes);
+    let _ = policy::commands_of(&script);
+    if let Ok(rules) = SandboxPolicy::decode(bytes) {
+        let argv: Vec<String> = script.split(' ').map(str::to_owned).collect();
+        rules.deny.iter().for_each(|rule| drop(policy::matches(rule, &argv)));
+        let _ = Policy::new(rules.clone()).within(&rules);
+    }
+}
+
+fn packets(bytes: &[u8]) {
+    let _ = route::destination(bytes);
+}
+
+fn texts(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    for most in [0, 1, 7, limits::NAME_BYTES] {
+        assert!(text::clean(&text, most).len() <= most);
+    }
+    let _ = task::is_inside(&text);
+}
