@@ -25,7 +25,7 @@ use crate::{
     store::{Db, Order, ReadTx, Span, StoreError, WriteTx},
 };
 
-/// Rows of the hub-wide feed that are kept, for followers that were away.
+/// Rows of the hub-wide feed that are kept at least, for followers that were away.
 const RING: u64 = 10_000;
 /// Live rows that a follower may be behind before it reads from the store instead.
 const BACKLOG: usize = 256;
@@ -89,13 +89,13 @@ pub(crate) fn append(tx: &mut dyn WriteTx, session: SessionId, at_ms: i64, kind:
     Ok(event)
 }
 
-/// Adds a row to the hub-wide feed, and drops the one that falls out of the ring.
+/// Adds a row to the hub-wide feed. What falls out of the ring is dropped a page at a time: one page of the store less in most commits.
 pub(crate) fn notify(tx: &mut dyn WriteTx, audience: Vec<UserId>, at_ms: i64, kind: &str, data: Value) -> Result<Notice, StoreError> {
     let seq = last(tx)? + 1;
     let notice = Notice { seq, audience, at_ms, kind: kind.to_owned(), data };
     NOTICES.put(tx, &seq, &notice)?;
-    if let Some(old) = seq.checked_sub(RING) {
-        NOTICES.delete(tx, &old)?;
+    if let Some(oldest) = seq.checked_sub(RING).filter(|oldest| oldest.is_multiple_of(PAGE as u64)) {
+        NOTICES.clear(tx, &Span::all().before(oldest + 1))?;
     }
     Ok(notice)
 }

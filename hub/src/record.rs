@@ -723,6 +723,13 @@ pub struct OutputRecord {
     pub sealed: bool,
 }
 
+impl OutputRecord {
+    /// Whether every byte that was printed can still be read.
+    pub fn is_whole(&self) -> bool {
+        self.stdout.is_whole() && self.stderr.is_whole()
+    }
+}
+
 /// What is stored of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -736,6 +743,15 @@ pub enum StreamRecord {
         /// What is missing in it.
         holes: Vec<std::ops::Range<u64>>,
     },
+}
+
+impl StreamRecord {
+    fn is_whole(&self) -> bool {
+        match self {
+            Self::Inline(_) => true,
+            Self::File { total, holes } => *total <= limits::OUTPUT_HEAD_BYTES + limits::OUTPUT_TAIL_BYTES && holes.is_empty(),
+        }
+    }
 }
 
 impl Default for StreamRecord {

@@ -683,8 +683,9 @@ impl Hub {
             if state == State::Lost {
                 task.code = Some("lost".into());
             }
-            let mark = output::seal(change.tx, id, record)?.mark();
-            task.truncated |= mark.stdout < task.stdout_bytes || mark.stderr < task.stderr_bytes;
+            let kept = output::seal(change.tx, id, record)?;
+            let mark = kept.mark();
+            task.truncated |= !kept.is_whole() || mark.stdout < task.stdout_bytes || mark.stderr < task.stderr_bytes;
             change.audit("task.finish", &object(id), &signed.body)?;
             put(change, &task)?;
             change.then(move || outputs.close(id));

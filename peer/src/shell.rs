@@ -17,10 +17,7 @@ use std::{
 };
 
 use cortex_wire::id::TaskId;
-use rustix::{
-    pipe::{PipeFlags, pipe_with},
-    process::{Pid, Signal},
-};
+use rustix::process::{Pid, Signal};
 use tokio::{net::unix::pipe, sync::watch, time::Instant};
 
 use crate::process::{Child, Exit, Mark, Member, Processes, Program};
@@ -37,6 +34,8 @@ use output::Output;
 const STEP: Duration = Duration::from_secs(5);
 /// For what a program leaves behind: to end by itself, and to close the pipes.
 const GRACE: Duration = Duration::from_secs(2);
+/// After a signal, until those are looked for who missed it.
+const LOOK: Duration = Duration::from_millis(100);
 /// Between two looks at what KILL has left, mostly processes that wait for a disk.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Searches in a row for what was forked while the others were killed.
@@ -108,13 +107,13 @@ impl Running {
     /// What the operating system says; nothing was started then.
     pub fn start(processes: &Processes, command: &mut Command, task: &TaskId, stdin: bool) -> io::Result<Self> {
         let (stdin, to_stdin) = if stdin {
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-            (read, Some(pipe::Sender::from_owned_fd(write)?))
+            let (read, write) = io::pipe()?;
+            (read.into(), Some(pipe::Sender::from_owned_fd(write.into())?))
         } else {
             (OwnedFd::from(File::open("/dev/null")?), None)
         };
-        let (from_stdout, stdout) = pipe_with(PipeFlags::CLOEXEC)?;
-        let (from_stderr, stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (from_stdout, stdout) = io::pipe()?;
+        let (from_stderr, stderr) = io::pipe()?;
         let mark = Mark::of(task);
         let program = Program {
             path: &command.path,
@@ -128,8 +127,8 @@ impl Running {
             child,
             mark,
             stdin: to_stdin,
-            stdout: pipe::Receiver::from_owned_fd(from_stdout)?,
-            stderr: pipe::Receiver::from_owned_fd(from_stderr)?,
+            stdout: pipe::Receiver::from_owned_fd(from_stdout.into())?,
+            stderr: pipe::Receiver::from_owned_fd(from_stderr.into())?,
             started: Instant::now(),
             _script: command.script.take(),
         })
@@ -218,6 +217,8 @@ struct End<'a> {
 #[derive(Debug, Clone, Copy)]
 struct Ladder {
     sent: Option<Signal>,
+    /// When to look for those who missed it.
+    look: Option<Instant>,
     next: Signal,
     due: Instant,
 }
@@ -245,7 +246,7 @@ impl<'a> End<'a> {
 
     fn begin(&mut self, why: Option<Stop>) {
         self.stop = why;
-        self.ladder = Some(Ladder { sent: None, next: Signal::INT, due: Instant::now() });
+        self.ladder = Some(Ladder { sent: None, look: None, next: Signal::INT, due: Instant::now() });
     }
 
     /// The program's exit, once nothing is left: neither the program nor its children nor an open pipe.
@@ -259,8 +260,10 @@ impl<'a> End<'a> {
     /// When to look again, whatever happens.
     fn next_step(&self, streams: &Streams<'_>, output_open: bool) -> Option<Instant> {
         match (self.ladder, self.exit) {
-            (Some(ladder), Some((_, at))) if output_open && at.elapsed() < GRACE => Some(ladder.due.min(at + GRACE)),
-            (Some(ladder), _) => Some(ladder.due),
+            (Some(ladder), exit) => {
+                let grace = exit.map(|(_, at)| at + GRACE).filter(|_| output_open).filter(|at| *at > Instant::now());
+                grace.into_iter().chain(ladder.look).chain([ladder.due]).min()
+            }
             (None, Some((_, at))) => Some(at + GRACE),
             (None, None) => {
                 let run = self.patience.run.map(|run| self.started + run);
@@ -276,6 +279,9 @@ impl<'a> End<'a> {
         if let Some(ladder) = self.ladder {
             if now >= ladder.due {
                 self.climb(ladder.next);
+            } else if ladder.look.is_some_and(|look| now >= look) {
+                self.ladder = Some(Ladder { look: None, ..ladder });
+                self.catch_up();
             }
         } else if let Some((_, at)) = self.exit {
             if now >= at + GRACE {
@@ -290,7 +296,6 @@ impl<'a> End<'a> {
     }
 
     fn climb(&mut self, signal: Signal) {
-        eprintln!("climb {signal:?} {:?}", self.processes.members(self.root, self.mark).iter().map(|m| (m.orphan, std::fs::read_to_string(format!("/proc/{}/status", m.pid.as_raw_nonzero())).unwrap_or_default())).collect::<Vec<_>>());
         let mut refused = self.signal_all(signal);
         let (next, wait) = match signal {
             Signal::INT => (Signal::TERM, STEP),
@@ -307,22 +312,28 @@ impl<'a> End<'a> {
                 refused = self.signal_all(signal);
             }
         }
-        self.ladder = Some(Ladder { sent: Some(signal), next, due: Instant::now() + wait });
+        let now = Instant::now();
+        self.ladder = Some(Ladder { sent: Some(signal), look: Some(now + LOOK), next, due: now + wait });
     }
 
     /// Returns how many may not be signalled.
     fn signal_all(&mut self, signal: Signal) -> usize {
         self.signalled = self.processes.members(self.root, self.mark);
-        self.signalled.iter().filter(|member| member.send(signal).is_err()).count()
+        let refused = self.signalled.iter().filter(|member| member.send(signal).is_err()).count();
+        // Who is stopped hears nothing but KILL until it goes on.
+        self.signalled.iter().filter(|member| member.stopped).for_each(|member| _ = member.send(Signal::CONT));
+        refused
     }
 
-    /// The signal for those whose parent forked them while it was sent, and then obeyed it. Children of the living are left alone: they may be what a handler
-    /// starts to clean up.
+    /// The signal for those who missed it: orphans whose parent forked them while it was sent and then obeyed it, and those who were just becoming another program.
+    /// New children of the living are left alone: they may be what a handler starts to clean up.
     fn catch_up(&mut self) {
         let Some(signal) = self.ladder.and_then(|ladder| ladder.sent) else { return };
         for member in self.processes.members(self.root, self.mark) {
-            if member.orphan && !self.signalled.iter().any(|known| known.is(&member)) {
+            let heard = self.signalled.iter().position(|known| known.is(&member));
+            if heard.map_or(member.orphan, |at| self.signalled[at].name != member.name) {
                 let _ = member.send(signal);
+                heard.map(|at| self.signalled.swap_remove(at));
                 self.signalled.push(member);
             }
         }

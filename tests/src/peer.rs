@@ -5,10 +5,12 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     process::Command,
+    time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
@@ -107,6 +109,17 @@ impl Peer {
     /// When the program was not built.
     pub fn command(&self) -> Result<Command> {
         program::command("cortex-peer", &self.place, self.home.path())
+    }
+
+    /// What it says of itself: `cortex-peer status --json`.
+    ///
+    /// # Errors
+    /// When it says nothing.
+    pub async fn status(&self) -> Result<Value> {
+        let mut command = self.command()?;
+        command.args(["status", "--json", "--config"]).arg(self.config());
+        let said = program::run(command, Duration::from_secs(10)).await?;
+        serde_json::from_str(&said.stdout).with_context(|| format!("no status: {said:?}"))
     }
 
     /// Starts it again after its end, with the same state.

@@ -21,6 +21,10 @@ pub struct Member {
     started: u64,
     /// Its parent has ended, and the peer has taken its place.
     pub orphan: bool,
+    /// Somebody has stopped it, and it has not gone on.
+    pub stopped: bool,
+    /// The name of its program, as far as the kernel keeps it.
+    pub name: [u8; 16],
 }
 
 impl Member {
@@ -79,6 +83,7 @@ mod linux {
 
     /// What `/proc/<pid>/stat` says.
     struct Stat {
+        name: [u8; 16],
         state: u8,
         session: i32,
         started: u64,
@@ -89,10 +94,13 @@ mod linux {
             let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
             // pid (name) state ppid pgrp session … (field 22) starttime …, and the name may hold anything, parentheses too.
             let end_of_name = text.iter().rposition(|byte| *byte == b')')?;
+            let start_of_name = text.iter().position(|byte| *byte == b'(')? + 1;
+            let mut name = [0; 16];
+            name.iter_mut().zip(text.get(start_of_name..end_of_name)?).for_each(|(to, from)| *to = *from);
             let rest = std::str::from_utf8(text.get(end_of_name + 2..)?).ok()?;
             let mut fields = rest.split(' ');
             let state = *fields.next()?.as_bytes().first()?;
-            Some(Self { state, session: fields.nth(2)?.parse().ok()?, started: fields.nth(15)?.parse().ok()? })
+            Some(Self { name, state, session: fields.nth(2)?.parse().ok()?, started: fields.nth(15)?.parse().ok()? })
         }
 
         fn has_ended(&self) -> bool {
@@ -108,7 +116,7 @@ mod linux {
 
     fn living(pid: i32, orphan: bool) -> Option<Member> {
         let stat = Stat::of(pid).filter(|stat| !stat.has_ended())?;
-        Some(Member { pid: Pid::from_raw(pid)?, started: stat.started, orphan })
+        Some(Member { pid: Pid::from_raw(pid)?, started: stat.started, orphan, stopped: stat.state == b'T', name: stat.name })
     }
 
     /// Children of all threads of a process; `None` when the kernel keeps no such list.
@@ -205,7 +213,9 @@ mod other {
     pub(in super::super) fn adopt_orphans() {}
 
     pub(in super::super) fn find(root: Pid, _: Mark, _: &[i32]) -> Vec<Member> {
-        test_kill_process_group(root).map(|()| vec![Member { pid: root, started: 0, orphan: false }]).unwrap_or_default()
+        test_kill_process_group(root)
+            .map(|()| vec![Member { pid: root, started: 0, orphan: false, stopped: false, name: [0; 16] }])
+            .unwrap_or_default()
     }
 
     pub(in super::super) fn search(_: Mark) -> Vec<Member> {

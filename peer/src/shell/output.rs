@@ -86,7 +86,7 @@ impl Output {
                 Ok(0) => break,
                 Ok(n) if n >= limits::OUTPUT_CHUNK_BYTES / 2 => {
                     if !std::mem::replace(&mut busy, true) {
-                        let _ = rustix::pipe::fcntl_setpipe_size(pipe, BUSY_PIPE_BYTES);
+                        widen(pipe);
                     }
                     // A program that prints without end must not hold the others up.
                     tokio::task::yield_now().await;
@@ -209,6 +209,14 @@ impl Output {
             }
         }
     }
+}
+
+/// Lets a busy pipe hold more, where that can be asked for.
+fn widen(pipe: &pipe::Receiver) {
+    #[cfg(target_os = "linux")]
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, BUSY_PIPE_BYTES);
+    #[cfg(not(target_os = "linux"))]
+    let _ = (pipe, BUSY_PIPE_BYTES);
 }
 
 /// A `FromTask` frame with output, built around the data where it was read: 128 KiB are not copied to put 20 bytes before them.

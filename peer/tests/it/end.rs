@@ -201,9 +201,10 @@ async fn no_zombie_is_left_of_orphans() {
 #[tokio::test]
 async fn a_stopped_process_ends_with_the_others() {
     let hub = Hub::new();
+    let since = Instant::now();
     let mut talk = hub.script(&hub.tasks(), "sh -c 'echo stopped $$; kill -STOP $$' & wait").await;
     let pid = talk.line("stopped ").await;
     talk.cancel("enough").await;
     assert_eq!(talk.finish().await.response.state, "cancelled");
-    assert!(!lives(&pid));
+    assert!(!lives(&pid) && since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
 }

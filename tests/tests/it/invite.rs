@@ -30,18 +30,26 @@ fn field<'a>(line: &'a str, name: &str) -> Option<&'a str> {
     Some(value.strip_prefix('"').map_or_else(|| value.split_whitespace().next().unwrap_or_default(), |quoted| quoted.split('"').next().unwrap_or_default()))
 }
 
-/// Waits until a peer says that it was refused with this code, and how long it will wait before it asks again.
-async fn refused(peer: &mut Peer, code: &str) -> Result<Duration> {
-    let told = |line: &str| (line.contains("refused") && field(line, "code") == Some(code)).then(|| field(line, "retry_in_s")?.parse().ok()).flatten();
-    Ok(Duration::from_secs(peer.process.line(&format!("that it was refused ({code})"), SOON, told).await?))
+/// A node that is shut out is cut off within this time.
+const AT_ONCE: Duration = Duration::from_secs(3);
+/// A peer asks this seldom when it was refused for a reason that only a person can change.
+const SLOWLY: u64 = 30;
+
+/// Waits until a peer says that it was refused with this code, and that it will ask again slowly.
+async fn refused(peer: &mut Peer, code: &str) -> Result<()> {
+    let wait = |line: &str| field(line, "retry_in_s")?.parse::<u64>().ok();
+    let told = |line: &str| (line.contains("refused") && field(line, "code") == Some(code) && wait(line) >= Some(SLOWLY)).then_some(());
+    peer.process.line(&format!("that it was refused ({code})"), SOON, told).await?;
+    assert!(peer.process.is_running(), "it stays, should its owner sort it out");
+    Ok(())
 }
 
-async fn fingerprint(peer: &mut Peer) -> Result<String> {
-    peer.process.line("its fingerprint", SOON, |line| field(line, "fingerprint").map(str::to_owned)).await
+async fn fingerprint(peer: &Peer) -> Result<String> {
+    Ok(peer.status().await?["fingerprint"].as_str().context("a fingerprint")?.to_owned())
 }
 
 /// Waits until the owner of an invite sees a try of this peer that was refused with this code.
-async fn owner_sees(hub: &Hub, invite: &str, peer: &mut Peer, code: &str) -> Result<()> {
+async fn owner_sees(hub: &Hub, invite: &str, peer: &Peer, code: &str) -> Result<()> {
     let look = async || hub.invite_status(invite).await.ok()?.last_refusal.filter(|refusal| refusal.code == code);
     let seen = wait::until("the owner sees the refusal", SOON, look).await?;
     assert!(!seen.reason.is_empty());
@@ -60,12 +68,10 @@ async fn a_used_invite_is_refused_to_another_machine_and_its_owner_sees_that() -
     let first = Peer::start(&invite.text)?;
     let node = hub.redeemed(&invite.id, SOON).await?;
     let mut second = Peer::start(&invite.text)?;
-    let wait = refused(&mut second, "invite_used").await?;
-    assert!(wait >= Duration::from_secs(30), "it asks again slowly, not after {wait:?}");
-    owner_sees(&hub, &invite.id, &mut second, "invite_used").await?;
+    refused(&mut second, "invite_used").await?;
+    owner_sees(&hub, &invite.id, &second, "invite_used").await?;
     assert_eq!(hub.invite_status(&invite.id).await?.node_id, Some(node));
     assert_eq!(hub.nodes().await?.len(), 1);
-    assert!(second.process.is_running(), "it stays, should its owner sort it out");
     drop(first);
     Ok(())
 }
@@ -99,7 +105,7 @@ async fn an_invite_that_was_taken_back_is_refused_and_its_owner_sees_that() -> R
     assert_eq!(hub.invite_status(&invite.id).await?.state, "revoked");
     let mut peer = Peer::start(&invite.text)?;
     refused(&mut peer, "invite_revoked").await?;
-    owner_sees(&hub, &invite.id, &mut peer, "invite_revoked").await?;
+    owner_sees(&hub, &invite.id, &peer, "invite_revoked").await?;
     assert_eq!(hub.nodes().await?.len(), 0);
     Ok(())
 }
@@ -126,7 +132,7 @@ async fn an_expired_invite_is_refused_by_the_peer_and_by_the_hub() -> Result<()>
     // To a peer whose clock is wrong it may look good.
     let mut peer = Peer::start(&invite.text)?;
     refused(&mut peer, "invite_expired").await?;
-    owner_sees(&hub, &invite.id, &mut peer, "invite_expired").await?;
+    owner_sees(&hub, &invite.id, &peer, "invite_expired").await?;
     assert_eq!(hub.invite_status(&invite.id).await?.state, "expired");
     // One that can tell does not even ask.
     let mut peer = Peer::start(&over)?;
@@ -222,9 +228,7 @@ async fn a_deleted_node_is_told_that_it_is_unknown_and_asks_again_slowly() -> Re
     let running = hub.dispatch(&session, &Shell::argv(["sleep", "300"])).await?;
     hub.task_is(&running.id, "running", SOON).await?;
     hub.call::<()>(reqwest::Method::DELETE, &format!("/api/nodes/{}", peer.node), None).await?;
-    let wait = refused(&mut peer, "node_unknown").await?;
-    assert!(wait >= Duration::from_secs(30), "not after {wait:?}");
-    assert!(peer.process.is_running());
+    refused(&mut peer, "node_unknown").await?;
     assert_eq!(hub.ended(&running.id, SOON).await?.state, "lost");
     assert_eq!(problem(hub.node(&peer.node).await)?.status, 404);
     assert_eq!(problem(hub.dispatch(&session, &Shell::argv(["true"])).await)?.code, "no_node");
@@ -234,15 +238,15 @@ async fn a_deleted_node_is_told_that_it_is_unknown_and_asks_again_slowly() -> Re
 #[tokio::test]
 async fn a_revoked_node_is_cut_within_seconds_and_told_why() -> Result<()> {
     let Stage { hub, session, mut peer } = Stage::set().await?;
+    let running = hub.dispatch(&session, &Shell::argv(["sleep", "300"])).await?;
+    hub.task_is(&running.id, "running", SOON).await?;
     hub.post::<serde_json::Value>(&format!("/api/nodes/{}/revoke", peer.node), json!({})).await?;
-    let wait = refused(&mut peer, "node_revoked").await?;
-    assert_eq!(hub.node(&peer.node).await?.presence.state, "revoked");
-    assert_eq!(problem(hub.dispatch(&session, &Shell::argv(["true"]).on(&peer.node)).await)?.code, "node_not_active");
+    hub.node_is(&peer.node, "revoked", AT_ONCE).await?;
+    assert_eq!(hub.ended(&running.id, AT_ONCE).await?.state, "lost");
+    assert_eq!(problem(hub.dispatch(&session, &Shell::argv(["true"]).on(&peer.node)).await)?.code, "node_not_attached");
+    assert_eq!(problem(hub.attach(&session, &peer.node).await)?.status, 409);
     // It asks again, hears the same, and its owner sees that it does.
-    peer.process.kill9().await?;
-    peer.restart()?;
-    let wait = wait.max(refused(&mut peer, "node_revoked").await?);
-    assert!(wait >= Duration::from_secs(30), "not after {wait:?}");
+    refused(&mut peer, "node_revoked").await?;
     let seen = async || hub.node(&peer.node).await.ok()?.refusal.filter(|refusal| refusal.code == "node_revoked");
     assert!(wait::until("its owner sees that", SOON, seen).await?.reason.contains("revoked"));
     Ok(())

@@ -28,7 +28,7 @@ impl Away {
         let lab = Lab::build().await?;
         let mut relay = Relay::start_at(lab.relay(), RELAY, &[]).await?;
         let hub = Hub::start_with(HubOptions { place: lab.hub(), no_relay: true, relays: vec![relay.endpoint.clone()] }).await?;
-        relay.process.terminate(SOON).await?;
+        relay.process.kill9().await?;
         relay.serve(&[&hub.key()?]).await?;
         hub.ready().await?;
         let peer = hub.enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), ..PeerOptions::default() }).await?;

@@ -78,7 +78,7 @@ async fn the_example_files_are_accepted_by_their_programs() -> Result<()> {
     let peer = ends("cortex-peer", &["config", "example"]).await?;
     let file = home.path().join("peer.yaml");
     fs::write(&file, &peer.stdout)?;
-    let checked = run(command("cortex-peer", home.path(), &["config", "check", &file.display().to_string()])?, SOON).await?;
+    let checked = run(command("cortex-peer", home.path(), &["config", "check", "--config", &file.display().to_string()])?, SOON).await?;
     assert_eq!(checked.code, Some(0), "{}", checked.stderr);
 
     let hub = ends("cortex-hub", &["config"]).await?;
@@ -150,7 +150,7 @@ async fn two_programs_do_not_share_a_folder_or_a_port() -> Result<()> {
     let mut second = stage.peer.command()?;
     second.args(["run", "--allow-root", "--config"]).arg(stage.peer.config());
     let second = run(second, SOON).await?;
-    assert!(second.code == Some(2) && second.stderr.contains("another cortex-peer uses the state directory"), "{second:?}");
+    assert!(second.code == Some(2) && second.stderr.contains("another cortex-peer") && second.stderr.contains("--state-dir"), "{second:?}");
     stage.still_works().await
 }
 
@@ -214,8 +214,8 @@ async fn doctor_is_content_with_a_live_hub_and_explains_a_dead_one() -> Result<(
     for what in ["name", "udp", "tcp", "clock", "directory", "sandbox"] {
         assert!(checked(what), "doctor checks {what}: {findings:#?}");
     }
-    let status = { let mut command = peer.command()?; command.args(["status", "--config"]).arg(peer.config()); run(command, SOON).await? };
-    assert!(status.stdout.contains(&peer.node), "{status:?}");
+    assert_eq!(peer.status().await?["node"], peer.node);
+    assert!(!peer.process.log().contains("superseded"), "a check does not disturb the peer that runs");
 
     hub.process.kill9().await?;
     let ill = doctor(false).await?;
@@ -242,8 +242,8 @@ async fn the_demo_does_the_main_job_and_says_so_as_json() -> Result<()> {
     }
     let uname = String::from_utf8(Command::new("uname").arg("-a").output()?.stdout)?;
     assert!(tasks.len() >= 2 && tasks[0]["output"] == uname, "{report}");
-    // It tidies up behind itself.
-    let left: Vec<_> = fs::read_dir(home.path())?.collect();
+    // It tidies up behind itself. (What a machine's own tools leave when they are asked for their version is theirs.)
+    let left: Vec<_> = fs::read_dir(home.path())?.flatten().map(|entry| entry.file_name()).filter(|name| name != ".rustup").collect();
     assert!(left.is_empty(), "{left:?}");
     Ok(())
 }

@@ -17,7 +17,7 @@ use crate::SOON;
 async fn hub_behind_a_relay() -> Result<(Hub, Relay)> {
     let mut relay = Relay::start(&[]).await?;
     let hub = Hub::start_with(HubOptions { no_relay: true, relays: vec![relay.endpoint.clone()], ..HubOptions::default() }).await?;
-    relay.process.terminate(SOON).await?;
+    relay.process.kill9().await?;
     relay.serve(&[&hub.key()?]).await?;
     hub.ready().await?;
     Ok((hub, relay))
@@ -85,7 +85,7 @@ async fn two_hubs_and_their_nodes_share_a_relay_without_seeing_one_another() -> 
     let mut relay = Relay::start(&[]).await?;
     let options = HubOptions { no_relay: true, relays: vec![relay.endpoint.clone()], ..HubOptions::default() };
     let (first, second) = tokio::try_join!(Hub::start_with(options.clone()), Hub::start_with(options))?;
-    relay.process.terminate(SOON).await?;
+    relay.process.kill9().await?;
     relay.serve(&[&first.key()?, &second.key()?]).await?;
     for hub in [&first, &second] {
         hub.ready().await?;

@@ -69,13 +69,20 @@ async fn a_command_reads_what_is_sent_to_it() -> Result<()> {
     let task = hub.dispatch(&session, &Shell { stdin: true, ..Shell::script("read -r first; echo \"got $first\"; cat | wc -c") }).await?;
     hub.task_is(&task.id, "running", SOON).await?;
     let path = format!("/api/tasks/{}/stdin", task.id);
-    hub.post::<Value>(&path, json!({"data": "one line\n"})).await?;
+    let sent = async |offset: u64, data: &str, end: bool| {
+        let answer: Value = hub.post(&path, json!({"offset": offset, "data": data, "end": end})).await?;
+        answer["next_offset"].as_u64().context("where it goes on")
+    };
+    assert_eq!(sent(0, "one line\n", false).await?, 9);
     let answered = async || hub.output(&task.id, "stdout").await.ok().filter(|output| !output.is_empty());
     assert_eq!(wait::until("an answer to the first line", SOON, answered).await?, b"got one line\n");
-    hub.post::<Value>(&path, json!({"data": "x".repeat(100_000)})).await?;
-    hub.post::<Value>(&path, json!({"data": "y", "end": true})).await?;
+    assert_eq!(sent(9, &"x".repeat(100_000), false).await?, 100_009);
+    // What was sent before may be sent again; what leaves a gap may not.
+    assert_eq!(sent(100_000, "xxxxxxxxxy", false).await?, 100_010);
+    assert_eq!(problem(sent(200_000, "z", false).await)?.code, "wrong_offset");
+    assert_eq!(sent(100_010, "", true).await?, 100_010);
     assert_eq!(hub.finish(&task.id, SOON).await?.stdout, "got one line\n100001\n");
-    assert_eq!(problem(hub.post::<Value>(&path, json!({"data": "late"})).await)?.code, "not_running");
+    assert_eq!(problem(sent(100_010, "late", false).await)?.code, "not_running");
     Ok(())
 }
 
