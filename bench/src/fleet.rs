@@ -90,7 +90,8 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
         bounds: Bounds::default(),
         policy_sequence: 0,
     })?;
-    let capabilities = watch::Sender::new(Capabilities { os: "linux".into(), hostname: "simulated".into(), task_slots: 1, ..Capabilities::default() });
+    let capabilities =
+        watch::Sender::new(Capabilities { os: "linux".into(), hostname: "simulated".into(), task_slots: 1, ..Capabilities::default() });
     let joining = Arc::new(Semaphore::new(JOINING));
     let mut nodes = JoinSet::new();
     for (number, text) in invites.iter().enumerate() {

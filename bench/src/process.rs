@@ -102,7 +102,8 @@ impl Process {
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
             let folder = thread?.path();
             // A thread may end between the two.
-            let (Ok(status), Ok(schedule)) = (fs::read_to_string(folder.join("status")), fs::read_to_string(folder.join("schedstat"))) else {
+            let (Ok(status), Ok(schedule)) = (fs::read_to_string(folder.join("status")), fs::read_to_string(folder.join("schedstat")))
+            else {
                 continue;
             };
             usage.sleeps += number(&status, "voluntary_ctxt_switches:")?;

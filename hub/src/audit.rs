@@ -63,8 +63,7 @@ pub(crate) fn append(tx: &mut dyn WriteTx, keys: &HubKeys, now_ms: i64, act: Act
 fn link(before: Digest, row: &AuditRow) -> Digest {
     let mut hasher = blake3::Hasher::new_derive_key("cortex-mesh v1 audit row");
     let (seq, at) = (row.seq.to_be_bytes(), row.at_ms.to_be_bytes());
-    let parts: [&[u8]; 7] =
-        [&before.0, &seq, &at, row.actor.as_bytes(), row.verb.as_bytes(), row.object.as_bytes(), &row.digest.0];
+    let parts: [&[u8]; 7] = [&before.0, &seq, &at, row.actor.as_bytes(), row.verb.as_bytes(), row.object.as_bytes(), &row.digest.0];
     for part in parts {
         hasher.update(&(part.len() as u64).to_be_bytes());
         hasher.update(part);

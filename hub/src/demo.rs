@@ -153,7 +153,11 @@ async fn play(client: &Client, scratch: &Path, peer: &mut Option<Child>, say: &i
         say(&format!("$ {shown}"));
         let (task, first) = run_task(client, &session, body, say).await?;
         first_byte_ms.get_or_insert(first);
-        say(&format!("  [{}, exit code {}, first output after {first} ms]\n", task.state, task.exit_code.map_or("none".into(), |code| code.to_string())));
+        say(&format!(
+            "  [{}, exit code {}, first output after {first} ms]\n",
+            task.state,
+            task.exit_code.map_or("none".into(), |code| code.to_string())
+        ));
         if task.state != "succeeded" {
             bail!("task {} is {}", task.id, task.state);
         }

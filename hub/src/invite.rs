@@ -194,12 +194,8 @@ fn check(invite: &Invite, now_ms: i64) -> Result<(), RedeemError> {
 
 /// Keeps a refused try for the invite's owner.
 fn note_refusal(change: &mut Change<'_>, mut invite: Invite, node: NodeId, why: &RedeemError) -> Result<(), StoreError> {
-    let refusal = InviteRefusal {
-        code: why.code().into(),
-        reason: why.to_string(),
-        fingerprint: node.key().fingerprint(),
-        at_ms: change.now_ms,
-    };
+    let refusal =
+        InviteRefusal { code: why.code().into(), reason: why.to_string(), fingerprint: node.key().fingerprint(), at_ms: change.now_ms };
     // A machine that tries in a loop is worth one row a minute.
     let repeats = |old: &InviteRefusal| {
         (&old.code, &old.fingerprint) == (&refusal.code, &refusal.fingerprint) && refusal.at_ms - old.at_ms < REFUSAL_REPEAT_MS

@@ -37,7 +37,9 @@ pub enum KeysError {
         source: io::Error,
     },
     /// The statements do not cover the keys that are there.
-    #[error("the statements in {path} do not fit the keys beside them: {reason}; put root.key back for one start, and they are signed anew")]
+    #[error(
+        "the statements in {path} do not fit the keys beside them: {reason}; put root.key back for one start, and they are signed anew"
+    )]
     Unstated {
         /// The file.
         path: PathBuf,
@@ -166,7 +168,8 @@ fn sequence_of(signed: &Signed) -> Option<u64> {
 /// Where the newest statement for this purpose is, if it is about this key.
 fn find(statements: &[Signed], hub: &HubId, purpose: KeyPurpose, key: &SecretKey, now_ms: i64) -> Option<usize> {
     let checked = statements.iter().map(|signed| key::check_statement(signed, hub, purpose, now_ms));
-    let newest = checked.enumerate().filter_map(|(i, found): (_, Result<_, KeyError>)| Some((i, found.ok()?))).max_by_key(|(_, s)| s.sequence);
+    let newest =
+        checked.enumerate().filter_map(|(i, found): (_, Result<_, KeyError>)| Some((i, found.ok()?))).max_by_key(|(_, s)| s.sequence);
     newest.filter(|(_, stated)| stated.key == key.public()).map(|(i, _)| i)
 }
 

@@ -154,7 +154,13 @@ fn withdraw(change: &mut Change<'_>, id: NodeId, endings: Endings, reason: &str)
 }
 
 /// Removes a node and what it had to do.
-pub(crate) fn remove(change: &mut Change<'_>, presence: &PresenceTable, node: &Node, endings: Endings, reason: &str) -> Result<(), StoreError> {
+pub(crate) fn remove(
+    change: &mut Change<'_>,
+    presence: &PresenceTable,
+    node: &Node,
+    endings: Endings,
+    reason: &str,
+) -> Result<(), StoreError> {
     // Whoever may see it now is told that it is gone.
     tell(change, presence, node, "deleted")?;
     withdraw(change, node.id, endings, reason)?;

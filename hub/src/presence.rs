@@ -8,12 +8,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use cortex_wire::{
-    id::NodeId,
-    limits,
-    schema::HealthReport,
-    text::clean,
-};
+use cortex_wire::{id::NodeId, limits, schema::HealthReport, text::clean};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use utoipa::ToSchema;
@@ -176,8 +171,14 @@ impl PresenceTable {
             return false;
         };
         let now_ms = reason.at_ms;
-        *entry =
-            Entry { connection: None, since_ms: now_ms, last_seen_at_ms: now_ms, rtt_us: None, health: None, last_disconnect: Some(reason) };
+        *entry = Entry {
+            connection: None,
+            since_ms: now_ms,
+            last_seen_at_ms: now_ms,
+            rtt_us: None,
+            health: None,
+            last_disconnect: Some(reason),
+        };
         true
     }
 

@@ -54,7 +54,9 @@ pub enum StoreError {
     #[error("the store is overloaded; try again in a moment")]
     Busy,
     /// Written by a newer program.
-    #[error("the store has schema {found}, this program knows up to {known}; run the newer cortex-hub, or restore the backup made before the upgrade")]
+    #[error(
+        "the store has schema {found}, this program knows up to {known}; run the newer cortex-hub, or restore the backup made before the upgrade"
+    )]
     Newer {
         /// In the file.
         found: u64,

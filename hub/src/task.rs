@@ -25,7 +25,8 @@ use crate::{
     node,
     output::{self, OutputError, Outputs},
     record::{
-        Digest, Evidence, IdempotencyEntry, Mode, Node, Origin, OutputRecord, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage,
+        Digest, Evidence, IdempotencyEntry, Mode, Node, Origin, OutputRecord, Scope, Session, SessionStatus, Standing, Task, TaskSpec,
+        Usage,
         tables::{IDEMPOTENCY, NODES, OPEN_TASKS_OF_NODE, OPEN_TASKS_OF_SESSION, SESSIONS, TASKS, TASKS_OF_SESSION},
     },
     session,
@@ -225,10 +226,12 @@ impl TaskSpec {
             kind: Some(task_request::Kind::Shell(self.to_shell())),
             ..schema::TaskRequest::default()
         };
-        cortex_wire::task::check_shape(&request).map_err(|rejection| TaskError::Malformed(match rejection {
-            cortex_wire::task::Rejection::Malformed(what) => what.to_owned(),
-            other => other.to_string(),
-        }))
+        cortex_wire::task::check_shape(&request).map_err(|rejection| {
+            TaskError::Malformed(match rejection {
+                cortex_wire::task::Rejection::Malformed(what) => what.to_owned(),
+                other => other.to_string(),
+            })
+        })
     }
 }
 
@@ -505,10 +508,7 @@ impl Hub {
             }
             let node = choose(change.tx, &session, request.node)?;
             let reservation = mesh.as_ref().map_or(Reservation::Offline, |mesh| mesh.reserve(node.id));
-            let slot = mesh
-                .clone()
-                .filter(|_| reservation == Reservation::Slot)
-                .map(|mesh| Slot { mesh, node: node.id, used: false });
+            let slot = mesh.clone().filter(|_| reservation == Reservation::Slot).map(|mesh| Slot { mesh, node: node.id, used: false });
             if reservation == Reservation::Offline && request.queue_timeout_ms == 0 {
                 return Err(TaskError::NodeOffline { name: node.name });
             }

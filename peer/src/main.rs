@@ -303,6 +303,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     let (describe, capabilities) = watch::channel(described.clone());
     tokio::spawn(async move { describe.send(capabilities::with_tools(described).await) });
 
+    tracing::info!(fingerprint = key.public().fingerprint(), hub = %membership.hub, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut health = Health::new(settings.workspace_dir());
     let options = MeshOptions {
         name: settings.name.clone().unwrap_or_else(|| capabilities.borrow().hostname.clone()),
@@ -428,8 +429,10 @@ fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: boo
         invite_fault: invite.as_ref().and_then(|read| read.as_ref().err()).map(ToString::to_string),
         state_dir: folder.clone(),
     };
-    // A stranger's key does for a handshake; the node's own is not made by looking.
-    let key = state::key_in(&folder).ok().flatten().unwrap_or_else(|| SecretKey::from_seed(clock::random()));
+    // A stranger's key does for a handshake. The node's own is not made by looking, and a peer that runs would lose its link to it.
+    let own = if state::holder_of(&folder).is_some() { None } else { state::key_in(&folder).ok().flatten() };
+    let is_own = own.is_some();
+    let key = own.unwrap_or_else(|| SecretKey::from_seed(clock::random()));
     let report = runtime()?.block_on(doctor::examine(&subject, async |relay| {
         let hub = hub.unwrap_or_else(|| key.public().into());
         let since = Instant::now();
@@ -437,7 +440,8 @@ fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: boo
         Ok(doctor::Answer {
             took: since.elapsed(),
             server_time_ms: Some(answer.server_time_ms).filter(|time| *time > 0),
-            refused: answer.refused.map(|refused| text::clean(&refused.reason, limits::TEXT_BYTES)),
+            // What a stranger hears says nothing about this node.
+            refused: answer.refused.filter(|_| is_own).map(|refused| text::clean(&refused.reason, limits::TEXT_BYTES)),
         })
     }));
     if as_json {

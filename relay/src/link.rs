@@ -70,7 +70,7 @@ pub(crate) fn accept(relay: &Arc<Relay>, incoming: Incoming, lifecycle: &Lifecyc
         let _ = incoming.retry();
         return;
     }
-    if relay.links() >= relay.max_links || lifecycle.is_draining() {
+    if relay.links() >= relay.max_links {
         incoming.refuse();
         return;
     }
@@ -152,7 +152,12 @@ impl Arrival {
 
     async fn live(mut self, lifecycle: Lifecycle) {
         let route = Route::of(&self.key);
-        match self.admit().await {
+        let admitted = if lifecycle.is_draining() {
+            Err(refusal("draining", "this relay is being stopped; the peer tries again by itself", 1_000))
+        } else {
+            self.admit().await
+        };
+        match admitted {
             Err(refused) => {
                 tracing::info!(code = refused.code, from = %self.connection.remote_address(), key = self.key.short(), "a link was refused");
                 let answer = LinkAnswer { answer: Some(link_answer::Answer::Refused(refused)) };

@@ -1,6 +1,6 @@
 //! `cortex-relay`: the program.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
@@ -146,8 +146,18 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
         Ok(())
     });
     if let Some(listen) = settings.http {
-        parts.spawn("health and metrics", http::serve(listen, relay, lifecycle.clone()));
+        parts.spawn("health and metrics", http::serve(listen, relay.clone(), lifecycle.clone()));
     }
     tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));
+    tokio::spawn(stop_when_empty(relay.clone(), lifecycle.clone()));
     parts.join(&lifecycle, Duration::from_secs(2)).await
+}
+
+/// A relay that drains need not wait once nobody is left.
+async fn stop_when_empty(relay: Arc<Relay>, lifecycle: Lifecycle) {
+    lifecycle.draining().await;
+    while relay.links() > 0 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    lifecycle.stop();
 }

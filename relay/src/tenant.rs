@@ -165,6 +165,6 @@ pub(crate) fn hub_offline() -> LinkRefused {
     LinkRefused {
         code: "hub_offline".into(),
         reason: "the hub is not connected to this relay right now; the peer tries again by itself".into(),
-        retry_after_ms: 2_000,
+        retry_after_ms: 500,
     }
 }

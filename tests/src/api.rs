@@ -471,7 +471,8 @@ impl Client {
     /// When it is not within `patience`, with the state that it is in.
     pub async fn task_is(&self, id: &str, state: &str, patience: Duration) -> Result<Task> {
         let what = format!("task {id} is {state}");
-        let seen = wait::until(&what, patience, async || self.task(id).await.ok().filter(|task| task.state == state || task.is_final())).await?;
+        let seen =
+            wait::until(&what, patience, async || self.task(id).await.ok().filter(|task| task.state == state || task.is_final())).await?;
         if seen.state != state { Err(anyhow::anyhow!("task {id} should be {state}: {seen:?}")) } else { Ok(seen) }
     }
 

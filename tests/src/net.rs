@@ -355,7 +355,8 @@ impl Lab {
     /// # Errors
     /// When the rules cannot be changed.
     pub fn rebind_ports(&self) -> Result<()> {
-        self.peer_router.nft("flush chain ip nat out\nadd rule ip nat out oifname \"wan\" meta l4proto udp masquerade to :20000-29999\n")?;
+        self.peer_router
+            .nft("flush chain ip nat out\nadd rule ip nat out oifname \"wan\" meta l4proto udp masquerade to :20000-29999\n")?;
         self.readdress(PEER_ROUTER, PEER_ROUTER)
     }
 
@@ -378,9 +379,8 @@ impl Lab {
     /// # Errors
     /// When the rules cannot be changed.
     pub fn cut_udp(&self) -> Result<()> {
-        self.peer_router.nft(
-            "table ip fault {\n chain pass {\n type filter hook forward priority -10;\n meta l4proto udp counter drop\n }\n }\n",
-        )
+        self.peer_router
+            .nft("table ip fault {\n chain pass {\n type filter hook forward priority -10;\n meta l4proto udp counter drop\n }\n }\n")
     }
 
     /// And passes it again.

@@ -252,7 +252,11 @@ impl Drop for Process {
             None => "had ended".to_owned(),
         };
         let skipped = lines.len().saturating_sub(SHOWN);
-        eprintln!("---- {} {state}; its log{}", self.name, if skipped > 0 { format!(" without its first {skipped} lines:") } else { ":".into() });
+        eprintln!(
+            "---- {} {state}; its log{}",
+            self.name,
+            if skipped > 0 { format!(" without its first {skipped} lines:") } else { ":".into() }
+        );
         lines.iter().skip(skipped).for_each(|line| eprintln!("{line}"));
         let panic = lines.iter().find(|line| line.contains("panicked at"));
         if let Some(line) = panic.filter(|_| !std::thread::panicking()) {

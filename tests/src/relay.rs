@@ -73,7 +73,9 @@ impl Relay {
     }
 
     async fn ready(&mut self) -> Result<String> {
-        self.process.line("its address and key", READY, |line| line.rsplit_once('#').filter(|(_, key)| key.len() == 52).map(|_| line.to_owned())).await
+        self.process
+            .line("its address and key", READY, |line| line.rsplit_once('#').filter(|(_, key)| key.len() == 52).map(|_| line.to_owned()))
+            .await
     }
 }
 

@@ -1,6 +1,9 @@
 //! How soon a command's first byte is here, and how many commands a second: beside ssh and a bare spawn.
 
-use std::{process::Command, time::{Duration, Instant}};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::ensure;
 use serde_json::json;
@@ -49,18 +52,32 @@ fn first_byte(setting: &Setting, report: &mut Report, ours: &mut Ours, ssh: Opti
     if setting.against(SPAWN) {
         contest.enter(SPAWN, || spawn::first_byte(&mut spawn::command(&["/bin/echo", "x"])).map(ms));
     }
-    let rounds = Rounds { warm: 50, counted: setting.pick(300, 150), within: setting.pick(Duration::from_secs(60), Duration::from_secs(8)) };
+    let rounds =
+        Rounds { warm: 50, counted: setting.pick(300, 150), within: setting.pick(Duration::from_secs(60), Duration::from_secs(8)) };
     let found = contest.hold(rounds)?;
     let (ours, ssh, spawn) = (&found["ours"], found.get("ssh"), found.get(SPAWN));
-    let metric = Metric::of("ms", "/bin/echo x, warm: from sending POST dispatch on an open connection to the event with the first byte of output on an event stream that was open before, through a relay that is a process of its own. ssh: from starting `ssh -S` (a new client process on an open ControlMaster connection) to the first byte on its standard output.", ours);
+    let metric = Metric::of(
+        "ms",
+        "/bin/echo x, warm: from sending POST dispatch on an open connection to the event with the first byte of output on an event stream that was open before, through a relay that is a process of its own. ssh: from starting `ssh -S` (a new client process on an open ControlMaster connection) to the first byte on its standard output.",
+        ours,
+    );
     report.add("first_byte", metric.beside(ssh::LABEL, ssh).wanted(Target::ratio_at_most(0.5).goal(0.25)));
-    let metric = Metric::of("ms", "The same, beside ssh without a client process: the session is asked for on the ControlMaster's socket (PROTOCOL.mux) by the benchmark itself, which is already running and connected, as our client is.", ours);
+    let metric = Metric::of(
+        "ms",
+        "The same, beside ssh without a client process: the session is asked for on the ControlMaster's socket (PROTOCOL.mux) by the benchmark itself, which is already running and connected, as our client is.",
+        ours,
+    );
     report.add("first_byte_without_client", metric.beside("ssh's control socket, dash", found.get("mux")));
     if let Some(spawn) = spawn {
-        let metric = Metric::of("ms", "A bare spawn of /bin/echo x with a pipe, to its first byte: what no way of running a program can beat.", ours);
+        let metric = Metric::of(
+            "ms",
+            "A bare spawn of /bin/echo x with a pipe, to its first byte: what no way of running a program can beat.",
+            ours,
+        );
         report.add("first_byte_spawn", metric.beside("bare spawn", Some(spawn)));
         let over = ours.median() - spawn.median();
-        let mut metric = Metric::single("ms", "Median of the first byte less the median of the bare spawn; beside it ssh's, with its client.", over);
+        let mut metric =
+            Metric::single("ms", "Median of the first byte less the median of the bare spawn; beside it ssh's, with its client.", over);
         metric.runs = ours.count();
         let metric = match ssh {
             Some(ssh) => metric.beside_figure(ssh::LABEL, ssh.median() - spawn.median()),

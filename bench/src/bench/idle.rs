@@ -34,10 +34,16 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
     let metric = Metric::single("MiB", "Resident memory of a peer that is connected and idle (VmRSS).", mib(peer.resident));
     report.add("peer_rss_mib", metric.wanted(Target::goal_at_most(15.0)));
-    report.add("peer_private_mib", Metric::single("MiB", "Of that, what no other process shares (Private in smaps_rollup).", mib(peer.private)));
+    report.add(
+        "peer_private_mib",
+        Metric::single("MiB", "Of that, what no other process shares (Private in smaps_rollup).", mib(peer.private)),
+    );
     let spans = watch(&[&stack.peer.process, &stack.relay.process, &stack.hub.process], Duration::from_secs(setting.pick(30, 15)))?;
     let [peer, relay, hub] = spans[..] else { anyhow::bail!("three processes were watched") };
-    report.add("peer_wakeups_per_s", Metric::single("/s", "How often a thread of the idle peer went to sleep and was woken (voluntary context switches).", peer.wakeups));
+    report.add(
+        "peer_wakeups_per_s",
+        Metric::single("/s", "How often a thread of the idle peer went to sleep and was woken (voluntary context switches).", peer.wakeups),
+    );
     report.add("peer_cpu_percent", Metric::single("%", "CPU time of the idle peer, of one core.", peer.cpu_percent));
     let what = "CPU time of the process with all these nodes connected and idle, of one core.";
     report.add("relay_cpu_percent", Metric::single("%", what, relay.cpu_percent));

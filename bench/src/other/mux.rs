@@ -87,7 +87,10 @@ fn greet(path: &Path) -> anyhow::Result<UnixStream> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     send(&mut stream, &[HELLO.to_be_bytes(), VERSION.to_be_bytes()].concat())?;
     let hello = receive(&mut stream)?;
-    ensure!(hello.starts_with(&[HELLO.to_be_bytes(), VERSION.to_be_bytes()].concat()), "another version of ssh's control protocol: {hello:?}");
+    ensure!(
+        hello.starts_with(&[HELLO.to_be_bytes(), VERSION.to_be_bytes()].concat()),
+        "another version of ssh's control protocol: {hello:?}"
+    );
     Ok(stream)
 }
 

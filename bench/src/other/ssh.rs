@@ -67,7 +67,8 @@ impl Ssh {
     fn connect(folder: &Path, name: &str, user: Option<TestUser>) -> anyhow::Result<Self> {
         let keys = [("host_key", "host"), ("user_key", "user")];
         for (file, comment) in keys {
-            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(folder.join(file)).status()?;
+            let made =
+                Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-C", comment, "-f"]).arg(folder.join(file)).status()?;
             ensure!(made.success(), "ssh-keygen ended with {made}");
         }
         let read = |file: &str| fs::read_to_string(folder.join(file));
@@ -137,7 +138,10 @@ impl TestUser {
         fs::create_dir(&home)?;
         let mut command = Command::new("useradd");
         // "*" is no password at all, and unlike "!" it does not lock the account.
-        command.args(["--system", "--user-group", "--password", "*", "--no-create-home", "--shell", SHELL, "--home-dir"]).arg(&home).arg(USER);
+        command
+            .args(["--system", "--user-group", "--password", "*", "--no-create-home", "--shell", SHELL, "--home-dir"])
+            .arg(&home)
+            .arg(USER);
         let made = command.status().context("cannot run useradd")?;
         ensure!(made.success(), "useradd ended with {made}");
         let user = Self;

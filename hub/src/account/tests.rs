@@ -35,8 +35,7 @@ async fn the_setup_token_makes_one_administrator() {
     assert_eq!(code(site.hub.setup(&first, "root", "correct horse", "").await), Some("bad_setup_token"));
     assert_eq!(code(site.hub.setup(&second, "root", "short", "").await), Some("invalid"));
     assert_eq!(code(site.hub.setup(&second, "not a name", "correct horse", "").await), Some("invalid"));
-    let (a, b) =
-        tokio::join!(site.hub.setup(&second, "root", "correct horse", ""), site.hub.setup(&second, "other", "correct horse", ""));
+    let (a, b) = tokio::join!(site.hub.setup(&second, "root", "correct horse", ""), site.hub.setup(&second, "other", "correct horse", ""));
     assert_eq!([a.is_ok(), b.is_ok()].iter().filter(|ok| **ok).count(), 1);
     assert_eq!(a.or(b).unwrap().user.role, Role::Admin);
     assert_eq!(code(site.hub.setup(&second, "root", "correct horse", "").await), Some("already_set_up"));
@@ -163,7 +162,6 @@ async fn a_token_with_another_secret_is_refused() {
     assert_eq!(secret::token_id(&forged), Some(token.id.as_str()));
     assert_eq!(code(site.hub.authenticate_token(&forged).await), Some("bad_credential"));
 }
-
 
 #[tokio::test]
 async fn when_a_token_was_used_is_written_once_a_minute() {

@@ -8,12 +8,16 @@ use axum::{
     extract::{FromRequest, FromRequestParts, Request},
     http::{StatusCode, header, request::Parts},
 };
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 
-use super::problem::Problem;
+use super::{BODY_BYTES, problem::Problem};
 
 /// Bodies are small; one that takes longer holds a connection for nothing.
 const SLOWEST_BODY: Duration = Duration::from_secs(30);
+/// What is read of a body that is too large, beyond what would have been allowed.
+const DROPPED_BYTES: usize = 16 * 1024 * 1024;
 
 /// A JSON body. No body at all reads as `{}`.
 #[derive(Debug)]
@@ -22,9 +26,9 @@ pub struct Body<T>(pub T);
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+    async fn from_request(request: Request, _state: &S) -> Result<Self, Problem> {
         let json = is_json(request.headers());
-        let read = tokio::time::timeout(SLOWEST_BODY, Bytes::from_request(request, state)).await.map_err(|_| {
+        let read = tokio::time::timeout(SLOWEST_BODY, read_whole(request)).await.map_err(|_| {
             Problem::new(
                 StatusCode::REQUEST_TIMEOUT,
                 "body_too_slow",
@@ -32,17 +36,14 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 "send it at once, or in smaller pieces",
             )
         })?;
-        let bytes = read.map_err(|rejection| {
-            let detail = rejection.body_text();
-            match rejection.into_response_status() {
-                StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
-                    StatusCode::PAYLOAD_TOO_LARGE,
-                    "body_too_large",
-                    "the body is larger than this endpoint takes",
-                    "send less at once; scripts may have 256 KiB, standard input goes in pieces",
-                ),
-                _ => Problem::malformed(detail),
-            }
+        let bytes = read.map_err(|fault| match fault {
+            ReadFault::TooLarge => Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "the body is larger than this endpoint takes",
+                "send less at once; scripts may have 256 KiB, standard input goes in pieces",
+            ),
+            ReadFault::Broken(error) => Problem::malformed(error.to_string()),
         })?;
         if bytes.is_empty() {
             return read_json(b"{}").map(Self);
@@ -59,14 +60,28 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-trait RejectionStatus {
-    fn into_response_status(self) -> StatusCode;
+/// Why a body was not read.
+enum ReadFault {
+    TooLarge,
+    Broken(axum::Error),
 }
 
-impl<R: axum::response::IntoResponse> RejectionStatus for R {
-    fn into_response_status(self) -> StatusCode {
-        self.into_response().status()
+/// The body, if it is no larger than [`BODY_BYTES`]. The rest of one that is larger is read and dropped, up to a bound: a client that is answered
+/// while it still sends would see a broken connection instead of the answer.
+async fn read_whole(request: Request) -> Result<Bytes, ReadFault> {
+    let mut pieces = request.into_body().into_data_stream();
+    let (mut body, mut seen) = (BytesMut::new(), 0);
+    while let Some(piece) = pieces.next().await {
+        let piece = piece.map_err(ReadFault::Broken)?;
+        seen += piece.len();
+        if seen > BODY_BYTES + DROPPED_BYTES {
+            break;
+        }
+        if seen <= BODY_BYTES {
+            body.extend_from_slice(&piece);
+        }
     }
+    if seen <= BODY_BYTES { Ok(body.freeze()) } else { Err(ReadFault::TooLarge) }
 }
 
 /// Whether the headers announce JSON.

@@ -79,7 +79,8 @@ async fn the_hub_wide_feed_is_a_bounded_ring() {
     let site = Site::new().await;
     let ann = site.member("ann").await;
     let user = ann.user;
-    let fill = move |tx: &mut dyn WriteTx| (0..RING + PAGE as u64 + 50).try_for_each(|i| notify(tx, vec![user], 0, "test", json!(i)).map(drop));
+    let fill =
+        move |tx: &mut dyn WriteTx| (0..RING + PAGE as u64 + 50).try_for_each(|i| notify(tx, vec![user], 0, "test", json!(i)).map(drop));
     site.hub.db.write(fill).await.unwrap();
     let rows = site.hub.db.read(|tx| NOTICES.list(tx, &Span::all(), Order::Ascending, usize::MAX)).await.unwrap();
     assert_eq!((rows.len() as u64, rows[0].seq), (RING + 50, PAGE as u64 + 1));

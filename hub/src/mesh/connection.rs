@@ -254,7 +254,8 @@ impl Caller {
         let inventory = plan.as_ref().map(|plan| plan.answers.clone()).unwrap_or_default();
         let configuration = configure(&network, &handle, &record, inventory).await?;
         self.writer.send(&configuration).await?;
-        let connection = presence::Connection { id: handle.number, relay: relay.map(|relay| relay.to_string()), path: Some("relay".into()) };
+        let connection =
+            presence::Connection { id: handle.number, relay: relay.map(|relay| relay.to_string()), path: Some("relay".into()) };
         hub.node_online(self.node, connection.clone()).await?;
         lock(&handle.state).ready = active;
         tracing::info!(node = ?self.node, name = record.name, standing = ?record.standing, "a node is connected");
@@ -375,8 +376,10 @@ impl Caller {
     /// What the other side said when it closed, or what broke.
     fn reason(&self, error: &StreamError) -> String {
         match self.connection.close_reason() {
-            Some(quinn::ConnectionError::ApplicationClosed(close)) => CloseCode::from_number(close.error_code.into_inner())
-                .map_or_else(|| "the peer closed the connection".to_owned(), |code| format!("the peer closed the connection: {}", code.text())),
+            Some(quinn::ConnectionError::ApplicationClosed(close)) => CloseCode::from_number(close.error_code.into_inner()).map_or_else(
+                || "the peer closed the connection".to_owned(),
+                |code| format!("the peer closed the connection: {}", code.text()),
+            ),
             Some(quinn::ConnectionError::TimedOut) => "no answer: the machine is off, asleep or cut off".into(),
             Some(other) => other.to_string(),
             None => error.to_string(),

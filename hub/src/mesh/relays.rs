@@ -24,9 +24,9 @@ use crate::{
 };
 
 /// How often a link is probed: this also keeps a NAT in front of the hub open.
-const PING: Duration = Duration::from_secs(5);
-/// A link that healthy may start its next outage with the shortest wait.
-const HEALTHY: Duration = Duration::from_secs(30);
+const PING: Duration = Duration::from_secs(2);
+/// A link that lived this long may start its next outage with the shortest wait. Shorter than a peer's: there is one hub, and all its nodes behind the relay wait for it.
+const HEALTHY: Duration = Duration::from_secs(3);
 
 /// A relay elsewhere, and what is known of it.
 #[derive(Debug)]
@@ -110,12 +110,8 @@ async fn dial(network: &Network, relay: &RelayEndpoint) -> Result<Link, LinkErro
 async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> String {
     let Link { connection, welcome, mut reader, mut writer } = dialled;
     let (frames, mut outgoing) = mpsc::channel(1024);
-    *lock(&link.live) = Live {
-        online: true,
-        version: text::clean(&welcome.agent, 64),
-        rtt: Some(connection.rtt()),
-        frames: Some(frames.clone()),
-    };
+    *lock(&link.live) =
+        Live { online: true, version: text::clean(&welcome.agent, 64), rtt: Some(connection.rtt()), frames: Some(frames.clone()) };
     let mut ping = tokio::time::interval(PING);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut unanswered = 0u64;

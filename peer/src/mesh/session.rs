@@ -267,6 +267,9 @@ impl Session {
         let mut probe_at: Option<Instant> = None;
         let mut give_up_at: Option<Instant> = None;
         let mut link_answered = true;
+        let mut traffic = Traffic::default();
+        let mut look = tokio::time::interval(ANSWER);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = &mut drained => return Ended::Stop,
@@ -311,6 +314,14 @@ impl Session {
                     if since.elapsed() > super::HEALTHY { mesh.healthy() }
                     if let Err(error) = self.beat(mesh, uplink).await { return Ended::Hub(error.to_string()) }
                     if probe_at.is_none() && give_up_at.is_none() { probe_at = Some(Instant::now() + ANSWER) }
+                }
+                // Only while something runs: an idle peer does not wake up for this.
+                _ = look.tick(), if mesh.options.tasks.running() > 0 => {
+                    if traffic.is_unanswered(&self.connection) && probe_at.is_none() && give_up_at.is_none() {
+                        // Its answer, too, says that all is well.
+                        if let Err(error) = self.beat(mesh, uplink).await { return Ended::Hub(error.to_string()) }
+                        probe_at = Some(Instant::now());
+                    }
                 }
                 () = until(probe_at) => {
                     probe_at = None;
@@ -385,6 +396,24 @@ impl Session {
         // The hub closes when it has read it.
         let _ = tokio::time::timeout(Duration::from_millis(300), self.connection.closed()).await;
         self.end().await;
+    }
+}
+
+/// What went out and came in until the last look.
+#[derive(Debug, Default)]
+struct Traffic {
+    sent: u64,
+    received: u64,
+}
+
+impl Traffic {
+    /// Whether packets went out since the last look and none came in: then somebody should ask why, and not wait for the next heartbeat.
+    fn is_unanswered(&mut self, connection: &Connection) -> bool {
+        let stats = connection.stats();
+        let (sent, received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
+        let unanswered = sent > self.sent && received == self.received;
+        *self = Self { sent, received };
+        unanswered
     }
 }
 

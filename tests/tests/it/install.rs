@@ -176,7 +176,11 @@ async fn what_is_handed_out_is_what_was_built() -> Result<()> {
     assert!(programs.iter().any(|program| program["available"] == true), "{programs:?}");
     let sums = hub.request(Method::GET, "/dist/SHA256SUMS").send().await?.text().await?;
     let person = Person::new()?;
-    let line = format!("curl -fsSLO {0}/dist/SHA256SUMS && curl -fsSLO {0}/dist/{1} && sha256sum -c SHA256SUMS", hub.base(), sums.split_whitespace().nth(1).unwrap_or_default());
+    let line = format!(
+        "curl -fsSLO {0}/dist/SHA256SUMS && curl -fsSLO {0}/dist/{1} && sha256sum -c SHA256SUMS",
+        hub.base(),
+        sums.split_whitespace().nth(1).unwrap_or_default()
+    );
     let checked = run(person.types(&line), LONG).await?;
     assert_eq!(checked.code, Some(0), "{checked:?}");
     for path in ["/dist/../Cargo.toml", "/dist/%2e%2e%2fCargo.toml", "/dist/cortex-hub", "/dist/cortex-peer-linux-x86_64/../../x"] {

@@ -58,7 +58,8 @@ async fn lines_arrive_as_they_are_printed() -> Result<()> {
         assert_eq!(String::from_utf8(line)?, format!("line {i}\n"));
         fs::write(stage.peer.workspace(&stage.session).join(format!("seen{i}")), "")?;
     }
-    let last = stream.find("the end", SOON, |event| (event.name == "task" && event.data["state"] == "succeeded").then(|| event.clone())).await?;
+    let last =
+        stream.find("the end", SOON, |event| (event.name == "task" && event.data["state"] == "succeeded").then(|| event.clone())).await?;
     assert_eq!(last.data["stdout_bytes"], 35);
     assert!(stream.next(SOON).await?.is_none(), "nothing comes behind the end");
     Ok(())
@@ -116,7 +117,9 @@ async fn a_node_says_what_it_is_and_how_it_does() -> Result<()> {
     assert_eq!(has("sandbox_level"), "permissive");
     assert!(has("shells").as_array().is_some_and(|shells| shells.contains(&"/bin/sh".into())), "{:?}", has("shells"));
     let health = wait::until("a heartbeat", SOON, async || stage.hub.node(&stage.peer.node).await.ok()?.presence.health).await?;
-    let kib = fs::read_to_string("/proc/meminfo")?.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let kib = fs::read_to_string("/proc/meminfo")?
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().trim_end_matches(" kB").parse::<u64>().ok());
     assert_eq!(health["memory_total_bytes"].as_u64(), kib.map(|kib| kib * 1024));
     assert_eq!(has("memory_bytes").as_u64(), kib.map(|kib| kib * 1024));
     let (used, cpu) = (health["memory_used_bytes"].as_u64().context("memory")?, health["cpu_percent"].as_f64().context("CPU")?);

@@ -131,7 +131,9 @@ async fn nonsense_to_the_hub_itself_ends_that_connection_only() -> Result<()> {
     let rogue = Rogue::new()?;
     let _link = rogue.link(&terms.relays[0], &terms.hub, Some(Credential::Invite(invite::proof(&genuine)))).await?;
     let too_long = [&u32::try_from(limits::CONTROL_FRAME_BYTES + 1)?.to_be_bytes()[..], &[0; 100]].concat();
-    for (what, bytes) in [("too long", too_long), ("not protobuf", [&50u32.to_be_bytes()[..], &noise(50, 0xff)].concat()), ("cut off", vec![0, 0, 1])] {
+    for (what, bytes) in
+        [("too long", too_long), ("not protobuf", [&50u32.to_be_bytes()[..], &noise(50, 0xff)].concat()), ("cut off", vec![0, 0, 1])]
+    {
         let mut talk = rogue.talk(&terms.relays[0], &terms.hub).await?;
         talk.writer.send_encoded(Bytes::from(bytes)).await?;
         let _ = talk.writer.inner_mut().finish();
@@ -157,8 +159,15 @@ async fn nonsense_on_the_http_port_harms_nobody() -> Result<()> {
     let endless_header = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: {}\r\n\r\n", "x".repeat(1 << 20));
     let many_headers = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n{}\r\n", "a: b\r\n".repeat(10_000));
     let two_lengths = "POST /api/login HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!";
-    let noises: [&[u8]; 7] =
-        [&noise(1, 0x16), &noise(100, 0), &noise(100_000, 0xff), b"GET\r\n\r\n", endless_header.as_bytes(), many_headers.as_bytes(), two_lengths.as_bytes()];
+    let noises: [&[u8]; 7] = [
+        &noise(1, 0x16),
+        &noise(100, 0),
+        &noise(100_000, 0xff),
+        b"GET\r\n\r\n",
+        endless_header.as_bytes(),
+        many_headers.as_bytes(),
+        two_lengths.as_bytes(),
+    ];
     for bytes in noises {
         let said = answer(http, bytes).await?;
         assert!(said.is_empty() || said.starts_with("HTTP/1.1 4"), "{said}");

@@ -89,7 +89,8 @@ async fn the_example_files_are_accepted_by_their_programs() -> Result<()> {
     // Ports of the system's choice, as `0` asks for; flags win over the file.
     let flags = ["serve", "--config", &file, "--data", &data, "--listen", "127.0.0.1:0", "--relay-listen", "127.0.0.1:0"];
     let mut serving = Process::start("hub", command("cortex-hub", home.path(), &flags)?, home.path())?;
-    let address = serving.line("where it is", SOON, |line| Some(line.split_once("ready at http://127.0.0.1:")?.1.trim().to_owned())).await?;
+    let address =
+        serving.line("where it is", SOON, |line| Some(line.split_once("ready at http://127.0.0.1:")?.1.trim().to_owned())).await?;
     assert!(address.parse::<u16>()? > 0);
     serving.terminate(STOPPED).await?;
 
@@ -200,7 +201,7 @@ async fn doctor_is_content_with_a_live_hub_and_explains_a_dead_one() -> Result<(
     let Stage { mut hub, session: _, peer } = Stage::set().await?;
     let doctor = async |json: bool| {
         let mut command = peer.command()?;
-        command.arg("doctor").arg("--config").arg(peer.config());
+        command.args(["doctor", "--allow-root", "--config"]).arg(peer.config());
         if json {
             command.arg("--json");
         }
@@ -211,10 +212,10 @@ async fn doctor_is_content_with_a_live_hub_and_explains_a_dead_one() -> Result<(
     let findings: Value = serde_json::from_str(&doctor(true).await?.stdout)?;
     let findings = findings["findings"].as_array().context("findings")?.clone();
     let checked = |what: &str| findings.iter().any(|finding| finding["check"].as_str().is_some_and(|check| check.contains(what)));
-    for what in ["name", "udp", "tcp", "clock", "directory", "sandbox"] {
+    for what in ["name", "udp", "tcp", "clock", "state", "workspace", "sandbox"] {
         assert!(checked(what), "doctor checks {what}: {findings:#?}");
     }
-    assert_eq!(peer.status().await?["node"], peer.node);
+    assert_eq!(peer.status().await?["node_id"], peer.node);
     assert!(!peer.process.log().contains("superseded"), "a check does not disturb the peer that runs");
 
     hub.process.kill9().await?;

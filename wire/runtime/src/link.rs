@@ -29,8 +29,14 @@ pub enum LinkError {
         /// Why.
         source: std::io::Error,
     },
-    /// Nobody answered with the pinned key.
+    /// Nobody answered.
     #[error("no answer from relay {address}; is UDP to it blocked by a firewall?")]
+    Silent {
+        /// `host:port`.
+        address: String,
+    },
+    /// Somebody answered, and not as the relay with the pinned key should.
+    #[error("no link to relay {address}: {source}")]
     Connect {
         /// `host:port`.
         address: String,
@@ -52,9 +58,6 @@ pub enum LinkError {
     /// The relay said no.
     #[error("refused ({}): {}", .0.code, .0.reason)]
     Refused(LinkRefused),
-    /// No answer in time.
-    #[error("the relay did not answer in time")]
-    TimedOut,
 }
 
 /// A link, welcomed.
@@ -92,7 +95,8 @@ pub async fn dial(
     hello: LinkHello,
 ) -> Result<Link, LinkError> {
     let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
-    tokio::time::timeout(patience, shake_hands(endpoint, virtual_address, relay, key, hello)).await.unwrap_or(Err(LinkError::TimedOut))
+    let silent = Err(LinkError::Silent { address: relay.address.clone() });
+    tokio::time::timeout(patience, shake_hands(endpoint, virtual_address, relay, key, hello)).await.unwrap_or(silent)
 }
 
 async fn shake_hands(
@@ -104,10 +108,10 @@ async fn shake_hands(
 ) -> Result<Link, LinkError> {
     let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
     let config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
-    let connection = endpoint
-        .connect_with(config, virtual_address, "relay.cortex.invalid")?
-        .await
-        .map_err(|source| LinkError::Connect { address: relay.address.clone(), source })?;
+    let connection = endpoint.connect_with(config, virtual_address, "relay.cortex.invalid")?.await.map_err(|source| match source {
+        quinn::ConnectionError::TimedOut => LinkError::Silent { address: relay.address.clone() },
+        source => LinkError::Connect { address: relay.address.clone(), source },
+    })?;
     let (send, recv) = connection.open_bi().await?;
     let mut writer = FrameWriter::new(send);
     let mut reader = FrameReader::new(recv, limits::CONTROL_FRAME_BYTES);
