@@ -421,6 +421,7 @@ impl NodeHandle {
 #[derive(Debug, Default)]
 struct Input {
     sent: u64,
+    acked: u64,
     waiting: VecDeque<(u64, oneshot::Sender<Result<u64, StdinError>>)>,
 }
 
@@ -503,6 +504,7 @@ impl Delivery<'_> {
             }
             Some(from_task::Frame::InputAck(ack)) => {
                 self.input.sent = self.input.sent.max(ack.offset);
+                self.input.acked = self.input.acked.max(ack.offset);
                 while let Some((_, reply)) = self.input.waiting.pop_front_if(|(until, _)| *until <= ack.offset) {
                     let _ = reply.send(Ok(ack.offset));
                 }
@@ -580,16 +582,22 @@ impl Delivery<'_> {
             let _ = reply.send(Ok(self.input.sent));
             return Ok(());
         }
-        self.input.waiting.push_back((until, reply));
         loop {
             let piece = data.split_to(data.len().min(INPUT_BYTES));
             let frame = TaskInput { offset: self.input.sent, end: end && data.is_empty(), data: piece };
             self.input.sent += frame.data.len() as u64;
             self.send(to_task::Frame::Input(frame)).await?;
             if data.is_empty() {
-                return Ok(());
+                break;
             }
         }
+        if until <= self.input.acked {
+            // Only the end was new: no byte is left to be acknowledged.
+            let _ = reply.send(Ok(until));
+        } else {
+            self.input.waiting.push_back((until, reply));
+        }
+        Ok(())
     }
 
     async fn send(&mut self, frame: to_task::Frame) -> Result<(), DeliveryError> {
