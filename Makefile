@@ -18,7 +18,7 @@ check:
 test:
 	./scripts/setup-test.sh
 	$(MAKE) check
-	cargo build --workspace --bins
+# This builds the programs as well, because their packages have tests that run them.
 	cargo nextest run --workspace
 
 bench:
