@@ -35,3 +35,9 @@ pub fn file_system(folder: &Path) -> String {
     });
     found.max_by_key(|(length, _)| *length).map_or_else(|| "?".into(), |(_, kind)| kind.to_owned())
 }
+
+/// How many programs wanted a core in the last minute, on average.
+pub fn load() -> f64 {
+    let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
+}

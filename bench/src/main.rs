@@ -88,12 +88,13 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     interrupt::watch()?;
+    let load_before = machine::load();
     let all = cli.name == "all";
     let mut reports = Vec::new();
     for bench in BENCHES.iter().filter(|bench| all || bench.name == cli.name) {
         let setting = Setting::new(bench, &cli.against, cli.quick, cli.dir.clone())?;
         eprintln!("{}: {} …", bench.name, bench.what);
-        let report = measure(bench, setting)?;
+        let report = measure(bench, setting, load_before)?;
         if cli.json {
             println!("{}", serde_json::to_string(&report)?);
         } else {
@@ -104,8 +105,8 @@ fn run(cli: Cli) -> anyhow::Result<()> {
     if all { keep(&reports) } else { Ok(()) }
 }
 
-fn measure(bench: &Bench, setting: Setting) -> anyhow::Result<Report> {
-    let mut report = Report::new(bench.name, setting.quick, &setting.folder_description());
+fn measure(bench: &Bench, setting: Setting, load_before: f64) -> anyhow::Result<Report> {
+    let mut report = Report::new(bench.name, setting.quick, &setting.folder_description(), load_before);
     (bench.run)(&setting, &mut report).with_context(|| format!("the benchmark {} could not be run", bench.name))?;
     Ok(report)
 }

@@ -1,6 +1,8 @@
 //! A program that is started, watched through /proc, and ended.
 
 use std::{
+    collections::HashMap,
+    ffi::OsString,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -8,7 +10,10 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    param::clock_ticks_per_second,
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::interrupt;
 
@@ -37,12 +42,19 @@ pub struct Memory {
 }
 
 /// What a process used since its start.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Usage {
-    /// Of all its threads.
+    /// Of all its threads, also of those that have ended.
     pub cpu: Duration,
-    /// How often one of its threads went to sleep, and so was woken.
-    pub sleeps: u64,
+    /// How often each of its threads went to sleep, and so was woken.
+    sleeps: HashMap<OsString, u64>,
+}
+
+impl Usage {
+    /// How often its threads were woken since an earlier reading.
+    pub fn wakeups_since(&self, before: &Self) -> u64 {
+        self.sleeps.iter().map(|(thread, sleeps)| sleeps - before.sleeps.get(thread).copied().unwrap_or(0).min(*sleeps)).sum()
+    }
 }
 
 impl Process {
@@ -98,19 +110,18 @@ impl Process {
 
     /// What it has used so far.
     pub fn usage(&self) -> anyhow::Result<Usage> {
-        let mut usage = Usage { cpu: Duration::ZERO, sleeps: 0 };
+        let mut sleeps = HashMap::new();
         for thread in fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
-            let folder = thread?.path();
+            let thread = thread?;
             // A thread may end between the two.
-            let (Ok(status), Ok(schedule)) = (fs::read_to_string(folder.join("status")), fs::read_to_string(folder.join("schedstat")))
-            else {
-                continue;
-            };
-            usage.sleeps += number(&status, "voluntary_ctxt_switches:")?;
-            let nanoseconds = schedule.split_whitespace().next().and_then(|word| word.parse().ok()).context("schedstat is empty")?;
-            usage.cpu += Duration::from_nanos(nanoseconds);
+            let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+            sleeps.insert(thread.file_name(), number(&status, "voluntary_ctxt_switches:")?);
         }
-        Ok(usage)
+        // Behind the name in brackets, which may hold anything: fields 3 and on; 14 and 15 are ticks in user and in kernel mode.
+        let stat = self.proc("stat")?;
+        let fields = stat.rsplit_once(')').context("stat is malformed")?.1.split_whitespace();
+        let ticks = fields.skip(11).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>()?;
+        Ok(Usage { cpu: Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64), sleeps })
     }
 
     fn proc(&self, file: &str) -> anyhow::Result<String> {
@@ -162,7 +173,8 @@ mod tests {
         let memory = sleeper.memory().unwrap();
         assert!(memory.private > 0 && memory.resident >= memory.private && memory.peak >= memory.resident);
         sleeper.forget_peak().unwrap();
-        assert!(sleeper.usage().unwrap().sleeps > 0);
+        let usage = sleeper.usage().unwrap();
+        assert_eq!(usage.wakeups_since(&usage), 0);
         sleeper.stop();
         assert!(sleeper.memory().is_err());
     }

@@ -17,6 +17,8 @@ pub struct Report {
     pub machine: String,
     /// Where the programs kept their files.
     pub folder: String,
+    /// How many programs wanted a core in the last minute before it (load average): much more than none, and others were measured, too.
+    pub load_before: f64,
     /// Fewer runs.
     pub quick: bool,
     /// The figures, by name.
@@ -191,10 +193,10 @@ impl Metric {
 }
 
 impl Report {
-    /// Nothing measured yet.
-    pub fn new(bench: &'static str, quick: bool, folder: &str) -> Self {
+    /// Nothing measured yet. `load_before`: before anything was.
+    pub fn new(bench: &'static str, quick: bool, folder: &str, load_before: f64) -> Self {
         let (commit, machine) = (machine::commit(), machine::describe());
-        Self { bench, commit, machine, folder: folder.to_owned(), quick, metrics: BTreeMap::new(), missing: Vec::new() }
+        Self { bench, commit, machine, folder: folder.to_owned(), load_before, quick, metrics: BTreeMap::new(), missing: Vec::new() }
     }
 
     /// Adds a figure.

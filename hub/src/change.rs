@@ -27,15 +27,16 @@ struct Outbox {
 }
 
 impl Outbox {
+    /// Whoever hears of a change finds its consequences done: what follows comes before what is told.
     fn release(self, feeds: &Feeds) {
+        for then in self.then {
+            then();
+        }
         for event in self.events {
             feeds.tell_session(event);
         }
         for notice in self.notices {
             feeds.tell(notice);
-        }
-        for then in self.then {
-            then();
         }
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     failure::{Failure, Kind},
     invite,
     keys::{HubKeys, KeysError},
-    output::Outputs,
+    output::{OutputError, Outputs},
     presence::PresenceTable,
     record::{Task, tables::PROBE},
     store::{Db, StoreError, migrate, redb::RedbStore},
@@ -227,6 +227,9 @@ impl Foundation {
         })?;
         let keys = HubKeys::open(&dir.join("keys"), now_ms)?;
         let store = RedbStore::open(&dir.join("hub.redb"), migrate::CURRENT)?;
+        // A new store's name must be as durable as what will be in it.
+        #[cfg(unix)]
+        File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)?;
         Ok(Self { keys, store, lock })
     }
 }
@@ -299,17 +302,19 @@ impl Hub {
         self.mesh.get()
     }
 
-    /// Removes what only took time to become worthless: login sessions, old invites, idempotency keys. Called every hour by the hub itself.
+    /// Removes what only took time to become worthless: login sessions, old invites, idempotency keys, files of tasks that are gone. Called
+    /// at the start and every hour by the hub itself.
     ///
     /// # Errors
-    /// [`StoreError`].
-    pub async fn sweep(&self) -> Result<(), StoreError> {
+    /// [`OutputError`], which is also the store's.
+    pub async fn sweep(&self) -> Result<(), OutputError> {
+        self.outputs.sweep().await?;
         let now_ms = self.now_ms();
         self.db
             .write(move |tx| {
                 account::credential::sweep(tx, now_ms)?;
                 invite::sweep(tx, now_ms)?;
-                task::sweep(tx, now_ms)
+                Ok(task::sweep(tx, now_ms)?)
             })
             .await
     }
@@ -331,7 +336,7 @@ async fn sweep_hourly(hub: Weak<Hub>) {
         hours.tick().await;
         let Some(hub) = hub.upgrade() else { return };
         if let Err(error) = hub.sweep().await {
-            tracing::warn!(%error, "could not remove expired rows");
+            tracing::warn!(%error, "could not remove what has expired");
         }
     }
 }

@@ -8,12 +8,16 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     io,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
 };
 
 use bytes::{Bytes, BytesMut};
-use cortex_runtime::{keyfile::make_private_dir, spool::Spool};
+use cortex_runtime::{
+    keyfile::make_private_dir,
+    spool::{Extent, Spool},
+};
 use cortex_wire::{
     id::TaskId,
     limits::{OUTPUT_HEAD_BYTES, OUTPUT_TAIL_BYTES},
@@ -154,6 +158,18 @@ impl Content {
         }
     }
 
+    /// The first gap that ends behind `offset`, and begins there at the earliest.
+    fn next_gap(&self, mut offset: u64) -> Option<Range<u64>> {
+        let Self::File(spool) = self else { return None };
+        loop {
+            match spool.extent(offset, usize::MAX) {
+                Extent::Data(len) => offset += len as u64,
+                Extent::Gap { next } => return Some(offset..next),
+                Extent::End => return None,
+            }
+        }
+    }
+
     fn record(&self) -> StreamRecord {
         match self {
             Self::Memory(bytes) => StreamRecord::Inline(BASE64.encode(bytes)),
@@ -192,7 +208,7 @@ fn create_spool(path: &Path) -> io::Result<Spool> {
     Spool::create(path, OUTPUT_HEAD_BYTES, OUTPUT_TAIL_BYTES)
 }
 
-fn open_spool(path: &Path, total: u64, holes: &[std::ops::Range<u64>]) -> io::Result<Spool> {
+fn open_spool(path: &Path, total: u64, holes: &[Range<u64>]) -> io::Result<Spool> {
     Ok(Spool::open(path, OUTPUT_HEAD_BYTES, OUTPUT_TAIL_BYTES, total)?.with_holes(holes.iter().cloned()))
 }
 
@@ -268,8 +284,8 @@ impl Live {
         Ok(mark)
     }
 
-    fn read(&self, stream: Stream, offset: u64, max: usize) -> io::Result<Piece> {
-        lock(&self.streams)[stream as usize].read(offset, max)
+    fn look<T>(&self, stream: Stream, look: impl FnOnce(&Content) -> T) -> T {
+        look(&lock(&self.streams)[stream as usize])
     }
 
     /// What has to be stored for all of it to be durable, once its files are. Blocks when there are files.
@@ -406,29 +422,58 @@ impl Outputs {
         }
     }
 
-    /// The task is gone.
-    pub(crate) fn remove(&self, task: TaskId) {
-        self.close(task);
-        let dir = self.task_dir(task);
-        if let Err(error) = fs::remove_dir_all(&dir)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(%task, %error, "could not remove a task's output");
-        }
+    /// These tasks are gone: their files go in a while, nobody waits for it.
+    pub(crate) fn remove(&self, tasks: Vec<TaskId>) {
+        tasks.iter().for_each(|task| self.close(*task));
+        let dirs: Vec<_> = tasks.into_iter().map(|task| self.task_dir(task)).collect();
+        tokio::task::spawn_blocking(move || dirs.iter().for_each(|dir| remove_dir(dir)));
     }
 
-    async fn read(&self, task: TaskId, stream: Stream, offset: u64, max: usize) -> Result<Piece, OutputError> {
-        let max = max.min(READ_BYTES);
+    /// Removes the files of tasks that are gone, when a crash kept [`Self::remove`] from it.
+    pub(crate) async fn sweep(&self) -> Result<(), OutputError> {
+        let dir = self.dir.clone();
+        self.db
+            .read(move |tx| {
+                let Ok(entries) = fs::read_dir(&dir) else { return Ok(()) };
+                for entry in entries {
+                    let entry = entry?;
+                    let task = entry.file_name().to_str().and_then(|name| name.parse().ok());
+                    if let Some(task) = task
+                        && TASKS.get(tx, &task)?.is_none()
+                    {
+                        remove_dir(&entry.path());
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Looks at a stream where it is now: in memory, or where its record says.
+    async fn look<T: Send + 'static>(
+        &self,
+        task: TaskId,
+        stream: Stream,
+        look: impl FnOnce(&Content) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, OutputError> {
         if let Some(live) = self.known(task) {
-            return Ok(live.read(stream, offset, max)?);
+            return Ok(live.look(stream, look)?);
         }
         let path = self.task_dir(task).join(stream.name());
         self.db
             .read(move |tx| {
                 let record = OUTPUTS.get(tx, &task)?.unwrap_or_default();
-                Ok(record.stream(stream).content(&path)?.read(offset, max)?)
+                Ok(look(&record.stream(stream).content(&path)?)?)
             })
             .await
+    }
+}
+
+fn remove_dir(dir: &Path) {
+    if let Err(error) = fs::remove_dir_all(dir)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(dir = %dir.display(), %error, "could not remove a task's output");
     }
 }
 
@@ -463,7 +508,16 @@ impl OutputReader {
     /// # Errors
     /// [`OutputError`].
     pub async fn read(&self, stream: Stream, offset: u64, max: usize) -> Result<Piece, OutputError> {
-        self.outputs.read(self.task, stream, offset, max).await
+        let max = max.min(READ_BYTES);
+        self.outputs.look(self.task, stream, move |content| content.read(offset, max)).await
+    }
+
+    /// The next stretch at or behind `offset` of which nothing was kept, as far as is known now.
+    ///
+    /// # Errors
+    /// [`OutputError`].
+    pub async fn next_gap(&self, stream: Stream, offset: u64) -> Result<Option<Range<u64>>, OutputError> {
+        self.outputs.look(self.task, stream, move |content| Ok(content.next_gap(offset))).await
     }
 
     /// How far the output has come. Ends (the sender is dropped) after `finished`.

@@ -25,6 +25,9 @@ const DISK_LOW_BYTES: u64 = 256 * 1024 * 1024;
 /// Above it memory counts as full, per cent.
 const MEMORY_HIGH: u64 = 97;
 
+/// How far the stored time of a node's last sign of life may be behind: what is shown when the hub was killed.
+const LAST_SEEN_MS: i64 = 10 * 60 * 1000;
+
 /// How a node is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -80,12 +83,29 @@ struct Entry {
     connection: Option<Connection>,
     since_ms: i64,
     last_seen_at_ms: i64,
+    /// When that was last stored.
+    stored_at_ms: i64,
     rtt_us: Option<u64>,
     health: Option<Health>,
     last_disconnect: Option<Disconnect>,
 }
 
+/// What a heartbeat changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heard {
+    /// How the node is there.
+    State,
+    /// Nothing, but it is time to store that it is there.
+    Due,
+    /// Nothing.
+    Same,
+}
+
 impl Entry {
+    fn new(now_ms: i64, connection: Option<Connection>, last_disconnect: Option<Disconnect>) -> Self {
+        Self { connection, since_ms: now_ms, last_seen_at_ms: now_ms, stored_at_ms: now_ms, rtt_us: None, health: None, last_disconnect }
+    }
+
     fn reach(&self, standing: Standing) -> Reach {
         match (standing, &self.connection) {
             (Standing::Revoked, _) => Reach::Revoked,
@@ -159,9 +179,7 @@ impl PresenceTable {
     fn connect(&self, node: NodeId, connection: Connection, now_ms: i64) {
         let mut entries = lock(&self.entries);
         let last_disconnect = entries.get(&node).and_then(|entry| entry.last_disconnect.clone());
-        let entry =
-            Entry { connection: Some(connection), since_ms: now_ms, last_seen_at_ms: now_ms, rtt_us: None, health: None, last_disconnect };
-        entries.insert(node, entry);
+        entries.insert(node, Entry::new(now_ms, Some(connection), last_disconnect));
     }
 
     /// `false` when the node has a newer connection, or none.
@@ -170,20 +188,12 @@ impl PresenceTable {
         let Some(entry) = entries.get_mut(&node).filter(|entry| entry.connection.as_ref().is_some_and(|now| now.id == connection)) else {
             return false;
         };
-        let now_ms = reason.at_ms;
-        *entry = Entry {
-            connection: None,
-            since_ms: now_ms,
-            last_seen_at_ms: now_ms,
-            rtt_us: None,
-            health: None,
-            last_disconnect: Some(reason),
-        };
+        *entry = Entry::new(reason.at_ms, None, Some(reason));
         true
     }
 
-    /// Whether the node's state changed; `None`: not of this connection.
-    fn hear(&self, node: NodeId, connection: u64, report: &HealthReport, now_ms: i64) -> Option<bool> {
+    /// `None`: not of this connection.
+    fn hear(&self, node: NodeId, connection: u64, report: &HealthReport, now_ms: i64) -> Option<Heard> {
         let mut entries = lock(&self.entries);
         let entry = entries.get_mut(&node)?;
         let link = entry.connection.as_mut().filter(|now| now.id == connection)?;
@@ -194,7 +204,15 @@ impl PresenceTable {
         entry.last_seen_at_ms = now_ms;
         entry.rtt_us = Some(report.rtt_us).filter(|rtt| *rtt > 0).or(entry.rtt_us);
         entry.health = Some(report.into());
-        Some(entry.reach(Standing::Active) != before)
+        let heard = match entry.reach(Standing::Active) != before {
+            true => Heard::State,
+            false if now_ms - entry.stored_at_ms >= LAST_SEEN_MS => Heard::Due,
+            false => Heard::Same,
+        };
+        if heard != Heard::Same {
+            entry.stored_at_ms = now_ms;
+        }
+        Some(heard)
     }
 }
 
@@ -216,23 +234,26 @@ impl Hub {
         .await
     }
 
-    /// A heartbeat. Nothing is stored unless the node's state changed. For the mesh.
+    /// A heartbeat. Nothing is stored unless the node's state changed, or ten minutes have passed. For the mesh.
     pub fn node_health(&self, node: NodeId, connection: u64, report: &HealthReport) {
         let now_ms = self.now_ms();
-        let Some(changed) = self.presence.hear(node, connection, report, now_ms) else { return };
-        if changed {
-            self.tell_later(node);
-        } else if self.feeds.has_followers() {
+        let Some(heard) = self.presence.hear(node, connection, report, now_ms) else { return };
+        if heard != Heard::Same {
+            self.store_presence(node, heard);
+        }
+        if self.feeds.has_followers() {
             self.show_health(node, now_ms);
         }
     }
 
-    /// Stores a notice of a node's new state, without keeping the mesh waiting.
-    fn tell_later(&self, node: NodeId) {
+    /// Stores that a node is there and how, without keeping the mesh waiting.
+    fn store_presence(&self, node: NodeId, heard: Heard) {
         let presence = self.presence.clone();
-        let work = self.change_later(format!("node:{node}"), move |change| match NODES.get(change.tx, &node)? {
-            Some(row) => node::tell(change, &presence, &row, "health"),
-            None => Ok(()),
+        let work = self.change_later(format!("node:{node}"), move |change| {
+            let Some(row) = NODES.get(change.tx, &node)? else { return Ok(()) };
+            let row = Node { last_seen_at_ms: Some(change.now_ms), ..row };
+            NODES.put(change.tx, &node, &row)?;
+            if heard == Heard::State { node::tell(change, &presence, &row, "health") } else { Ok(()) }
         });
         tokio::spawn(async move {
             if let Err(error) = work.await {

@@ -517,7 +517,7 @@ pub struct Session {
 }
 
 /// What a task is to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TaskSpec {
     /// Program and arguments, or
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -247,6 +247,7 @@ impl Hub {
         let (mesh, feeds, outputs) = (self.mesh().cloned(), self.feeds.clone(), self.outputs.clone());
         self.change(actor.subject(), move |change| {
             let session = owned_by(change.tx, &actor, id)?;
+            let mut gone = Vec::new();
             for task in TASKS_OF_SESSION.all_of(change.tx, &id)? {
                 let Some(task) = TASKS.get(change.tx, &task)? else { continue };
                 // A task that is with its node goes when the node says that it has ended.
@@ -255,8 +256,7 @@ impl Hub {
                 }
                 TASKS.delete(change.tx, &task.id)?;
                 OUTPUTS.delete(change.tx, &task.id)?;
-                let outputs = outputs.clone();
-                change.then(move || outputs.remove(task.id));
+                gone.push(task.id);
             }
             TASKS_OF_SESSION.clear(change.tx, &id)?;
             EVENTS.clear(change.tx, &Span::under(id))?;
@@ -270,7 +270,10 @@ impl Hub {
             change.audit("session.delete", &object(id), b"")?;
             let data = json!({ "session_id": id, "title": session.title, "change": "deleted" });
             change.notice(audience(&session), "session", data)?;
-            change.then(move || feeds.end_session(id));
+            change.then(move || {
+                outputs.remove(gone);
+                feeds.end_session(id);
+            });
             Ok(())
         })
         .await

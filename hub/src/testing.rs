@@ -239,17 +239,7 @@ pub(crate) fn redeem(issued: &IssuedInvite, number: u16) -> Redeem {
 }
 
 pub(crate) fn request(command: &str) -> DispatchRequest {
-    let spec = TaskSpec {
-        argv: vec![command.into()],
-        script: None,
-        shell: None,
-        cwd: String::new(),
-        env: Default::default(),
-        stdin: false,
-        mode: None,
-        run_timeout_ms: None,
-        idle_timeout_ms: None,
-    };
+    let spec = TaskSpec { argv: vec![command.into()], ..TaskSpec::default() };
     DispatchRequest { node: None, spec, queue_timeout_ms: 0 }
 }
 

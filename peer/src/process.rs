@@ -13,7 +13,7 @@ use std::{
     ffi::{CStr, CString},
     io,
     os::fd::BorrowedFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -103,18 +103,19 @@ pub struct Child {
     pub exit: oneshot::Receiver<Exit>,
 }
 
-/// The peer's children. Cheap to clone.
+/// The peer's children. Cheap to clone; when the last clone is gone, nobody listens for their end any more.
 #[derive(Debug, Clone)]
-pub struct Processes(Arc<Inner>);
+pub struct Processes(Arc<()>);
 
-#[derive(Debug)]
-struct Inner {
-    children: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
+/// Children and signals belong to the whole program, and so does this: several peers in one program (in tests) share it.
+static CHILDREN: LazyLock<Children> = LazyLock::new(Children::default);
+
+#[derive(Debug, Default)]
+struct Children {
+    /// Started here and not ended yet. Also keeps two starts from mixing up their marks.
+    running: Mutex<HashMap<i32, oneshot::Sender<Exit>>>,
     ended: watch::Sender<()>,
 }
-
-/// The mark is set on the whole peer for as long as a start takes; two starts must not mix theirs up.
-static STARTING: Mutex<()> = Mutex::new(());
 
 impl Processes {
     /// Begins to wait for children. Must be called inside a tokio runtime.
@@ -123,13 +124,12 @@ impl Processes {
     /// When signals cannot be listened for.
     pub fn new() -> io::Result<Self> {
         tree::adopt_orphans();
-        let this = Self(Arc::new(Inner { children: Mutex::default(), ended: watch::Sender::default() }));
-        let inner = Arc::downgrade(&this.0);
+        let this = Self(Arc::new(()));
+        let wanted = Arc::downgrade(&this.0);
         let mut signals = signal(SignalKind::child())?;
         tokio::spawn(async move {
-            while signals.recv().await.is_some() {
-                let Some(inner) = Weak::upgrade(&inner) else { break };
-                inner.reap();
+            while signals.recv().await.is_some() && wanted.strong_count() > 0 {
+                CHILDREN.reap();
             }
         });
         Ok(this)
@@ -141,29 +141,28 @@ impl Processes {
     /// What the operating system says; nothing was started then.
     pub fn start(&self, program: &Program<'_>, mark: Mark) -> io::Result<Child> {
         let Program { path, argv, environment, folder, stdio } = *program;
-        // Held until the child is known, so that it cannot be taken for a stray meanwhile.
-        let mut children = self.0.children();
+        // Held until the child is known, so that it cannot be taken for an orphan meanwhile.
+        let mut running = CHILDREN.running();
         let pid = {
-            let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
             let _marked = tree::Marked::with(mark);
             sys::spawn(&sys::Program { path, argv, environment, folder, stdio })?
         };
         let (tell, exit) = oneshot::channel();
-        children.insert(pid, tell);
+        running.insert(pid, tell);
         let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
         Ok(Child { pid, exit })
     }
 
     /// Changes whenever a child or an orphan has ended.
     pub fn ended(&self) -> watch::Receiver<()> {
-        self.0.ended.subscribe()
+        CHILDREN.ended.subscribe()
     }
 
     /// The living processes of a task whose first process is or was `root`.
     pub fn members(&self, root: Pid, mark: Mark) -> Vec<Member> {
         // Held while the kernel's list of children is read: it skips some when others are reaped meanwhile.
-        let children = self.0.children();
-        let known: Vec<i32> = children.keys().copied().collect();
+        let running = CHILDREN.running();
+        let known: Vec<i32> = running.keys().copied().collect();
         tree::find(root, mark, &known)
     }
 }
@@ -182,25 +181,25 @@ pub fn keep_inherited_descriptors() {
     }
 }
 
-impl Inner {
-    fn children(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
-        self.children.lock().unwrap_or_else(PoisonError::into_inner)
+impl Children {
+    fn running(&self) -> MutexGuard<'_, HashMap<i32, oneshot::Sender<Exit>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes every child that has ended: ours by their ids, orphans of tasks by their mark.
     fn reap(&self) {
-        let mut children = self.children();
+        let mut running = self.running();
         let ended: Vec<(i32, Exit)> =
-            children.keys().filter_map(|pid| Some((*pid, sys::wait(*pid).unwrap_or(Some(Exit::UNKNOWN))?))).collect();
+            running.keys().filter_map(|pid| Some((*pid, sys::wait(*pid).unwrap_or(Some(Exit::UNKNOWN))?))).collect();
         for (pid, exit) in ended {
-            if let Some(tell) = children.remove(&pid) {
+            if let Some(tell) = running.remove(&pid) {
                 let _ = tell.send(exit);
             }
         }
-        for orphan in tree::ended_orphans(|pid| children.contains_key(&pid)) {
+        for orphan in tree::ended_orphans(|pid| running.contains_key(&pid)) {
             let _ = sys::wait(orphan);
         }
-        drop(children);
+        drop(running);
         self.ended.send_replace(());
     }
 }

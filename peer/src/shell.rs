@@ -112,8 +112,10 @@ impl Running {
         } else {
             (OwnedFd::from(File::open("/dev/null")?), None)
         };
-        let (from_stdout, stdout) = io::pipe()?;
-        let (from_stderr, stderr) = io::pipe()?;
+        let ((from_stdout, stdout), (from_stderr, stderr)) = (io::pipe()?, io::pipe()?);
+        // Before the program is there: nothing may fail after it.
+        let from_stdout = pipe::Receiver::from_owned_fd(from_stdout.into())?;
+        let from_stderr = pipe::Receiver::from_owned_fd(from_stderr.into())?;
         let mark = Mark::of(task);
         let program = Program {
             path: &command.path,
@@ -127,8 +129,8 @@ impl Running {
             child,
             mark,
             stdin: to_stdin,
-            stdout: pipe::Receiver::from_owned_fd(from_stdout.into())?,
-            stderr: pipe::Receiver::from_owned_fd(from_stderr.into())?,
+            stdout: from_stdout,
+            stderr: from_stderr,
             started: Instant::now(),
             _script: command.script.take(),
         })
@@ -170,7 +172,7 @@ impl Running {
                 _ = &mut output, if output_open => output_open = false,
                 () = &mut input, if input_open => input_open = false,
                 Ok(()) = ended.changed(), if end.exit.is_some() || end.ladder.is_some() => end.catch_up(),
-                Ok(why) = stop.wait_for(Option::is_some), if end.stop.is_none() => end.begin(why.clone()),
+                Ok(why) = stop.wait_for(Option::is_some), if !end.asked => end.asked_to_stop(why.clone()),
                 () = sleep_until(wake) => end.step(&streams, output_open),
             }
         };
@@ -205,6 +207,8 @@ struct End<'a> {
     started: Instant,
     patience: Patience,
     exit: Option<(Exit, Instant)>,
+    /// Somebody wants it to end, heard or not.
+    asked: bool,
     stop: Option<Stop>,
     ladder: Option<Ladder>,
     /// Whom the last step has reached.
@@ -232,6 +236,7 @@ impl<'a> End<'a> {
             started,
             patience,
             exit: None,
+            asked: false,
             stop: None,
             ladder: None,
             signalled: Vec::new(),
@@ -244,9 +249,22 @@ impl<'a> End<'a> {
         self.exit = Some((exit, Instant::now()));
     }
 
-    fn begin(&mut self, why: Option<Stop>) {
-        self.stop = why;
-        self.ladder = Some(Ladder { sent: None, look: None, next: Signal::INT, due: Instant::now() });
+    fn asked_to_stop(&mut self, why: Option<Stop>) {
+        self.asked = true;
+        if self.exit.is_none() {
+            // A time limit may have been first.
+            self.stop = self.stop.take().or(why);
+            self.begin();
+        } else {
+            // The program has ended by itself, and that stands; who is left gets no grace.
+            self.ladder = Some(Ladder { sent: None, look: None, next: Signal::KILL, due: Instant::now() });
+        }
+    }
+
+    fn begin(&mut self) {
+        if self.ladder.is_none() {
+            self.ladder = Some(Ladder { sent: None, look: None, next: Signal::INT, due: Instant::now() });
+        }
     }
 
     /// The program's exit, once nothing is left: neither the program nor its children nor an open pipe.
@@ -289,9 +307,11 @@ impl<'a> End<'a> {
                 self.climb(Signal::KILL);
             }
         } else if let Some(run) = self.patience.run.filter(|run| self.started + *run <= now) {
-            self.begin(Some(Stop::RunTimeout(run)));
+            self.stop = Some(Stop::RunTimeout(run));
+            self.begin();
         } else if let Some(idle) = self.patience.idle.filter(|idle| quiet(streams) >= *idle) {
-            self.begin(Some(Stop::IdleTimeout(idle)));
+            self.stop = Some(Stop::IdleTimeout(idle));
+            self.begin();
         }
     }
 

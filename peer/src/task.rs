@@ -148,12 +148,20 @@ struct State {
     task_key: Option<PublicKey>,
     policy: Option<Policy>,
     policy_sequence: u64,
-    /// Admitted, with their fences, and not in the journal yet.
-    starting: BTreeMap<TaskId, u64>,
+    /// Admitted, and not in the journal yet.
+    starting: BTreeMap<TaskId, Starting>,
     tasks: BTreeMap<TaskId, Arc<Task>>,
     collected: Collected,
     draining: bool,
     hub_time: Option<(Instant, i64)>,
+}
+
+/// A task on its way into the journal.
+#[derive(Debug, Clone, Copy)]
+struct Starting {
+    fence: u64,
+    /// What the hub said of it meanwhile.
+    verdict: InventoryVerdict,
 }
 
 /// The last fences of tasks that are over and gone.
@@ -265,7 +273,7 @@ impl Tasks {
     /// Every task the hub may ask about.
     pub fn inventory(&self) -> Vec<TaskInventory> {
         let state = self.0.state();
-        let starting = state.starting.iter().map(|(id, fence)| (id, *fence, false, false));
+        let starting = state.starting.iter().map(|(id, starting)| (id, starting.fence, false, false));
         let known = state.tasks.values().map(|task| (&task.id, task.fence, task.result().is_some(), task.lost));
         starting
             .chain(known)
@@ -277,9 +285,12 @@ impl Tasks {
     pub fn apply(&self, answers: &[InventoryAnswer]) {
         for answer in answers {
             let Ok(id) = TaskId::from_slice(&answer.task_id) else { continue };
+            if let Some(starting) = self.0.state().starting.get_mut(&id) {
+                starting.verdict = answer.verdict();
+            }
             let Some(task) = self.0.known(&id) else { continue };
             match answer.verdict() {
-                InventoryVerdict::Cancel => task.stop(Stop::Asked("cancelled while this node was away".into())),
+                InventoryVerdict::Cancel => task.stop(cancelled_while_away()),
                 InventoryVerdict::Forget => self.0.forget(&task),
                 InventoryVerdict::Continue | InventoryVerdict::Unspecified => {}
             }
@@ -414,7 +425,7 @@ impl Inner {
             if state.running() >= slots || state.tasks.len() + state.starting.len() >= limits::INVENTORY_ENTRIES {
                 return Err(Rejection::Busy(slots));
             }
-            state.starting.insert(id, request.fence);
+            state.starting.insert(id, Starting { fence: request.fence, verdict: InventoryVerdict::Continue });
             let run_timeout = run_timeout.into_iter().filter(|ms| *ms > 0).min().map(Duration::from_millis);
             Ok(Admitted { id, request, policy_hash, run_timeout })
         })
@@ -431,7 +442,7 @@ impl Inner {
             self.remove_output(&task.id);
         } else {
             // Its end finds it gone, and cleans up.
-            task.stop(Stop::Asked("the hub does not know this task any more".into()));
+            task.stop(unknown_to_the_hub());
         }
     }
 
@@ -488,6 +499,14 @@ impl State {
         let running = self.tasks.values().filter(|task| task.result().is_none()).count() + self.starting.len();
         u32::try_from(running).unwrap_or(u32::MAX)
     }
+}
+
+fn cancelled_while_away() -> Stop {
+    Stop::Asked("cancelled while this node was away".into())
+}
+
+fn unknown_to_the_hub() -> Stop {
+    Stop::Asked("the hub does not know this task any more".into())
 }
 
 /// How many tasks a policy lets run at once.

@@ -164,3 +164,22 @@ impl Events {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_read_whole_however_they_are_cut() {
+        let text = "retry: 1000\n\n: keep-alive\n\nid: 5.0.\nevent: output\ndata: {\"stream\":\"stdout\",\"offset\":0,\"base64\":\"/w==\"}\n\nevent: task\ndata: {}\n\n";
+        let mut events = Events::new(Client::new("http://127.0.0.1:1").unwrap(), "/");
+        let mut seen = Vec::new();
+        for byte in text.bytes() {
+            events.buffer.push(byte);
+            seen.extend(events.take().unwrap());
+        }
+        assert_eq!(seen.iter().map(|event| event.name.as_str()).collect::<Vec<_>>(), ["output", "task"]);
+        assert_eq!(seen[0].output().unwrap(), ("stdout", 0, vec![0xff]));
+        assert_eq!(events.last_id.as_deref(), Some("5.0."));
+    }
+}

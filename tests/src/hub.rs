@@ -2,7 +2,10 @@
 
 use std::{fs, net::SocketAddr, ops::Deref, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
+use cortex_runtime::{clock, keyfile};
+use cortex_wire::key::SecretKey;
+use data_encoding::HEXLOWER;
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -12,6 +15,7 @@ use crate::{
     net::{Door, Place},
     peer::{Peer, PeerOptions},
     program::{self, Process},
+    relay::Relay,
     wait,
 };
 
@@ -27,6 +31,15 @@ pub struct HubOptions {
     pub no_relay: bool,
     /// Relays elsewhere, `host:port#key`.
     pub relays: Vec<String>,
+    /// The root key that it will have, so that relays can be told of it before it starts; none: it makes its own.
+    pub root: Option<SecretKey>,
+}
+
+impl HubOptions {
+    /// A hub without a relay of its own, which uses this one.
+    pub fn behind(relay: &Relay, root: &SecretKey) -> Self {
+        Self { no_relay: true, relays: vec![relay.endpoint.clone()], root: Some(root.clone()), ..Self::default() }
+    }
 }
 
 /// A hub with an administrator. It is the client of that administrator, too.
@@ -50,7 +63,22 @@ impl Deref for Hub {
     }
 }
 
+/// A key for a hub.
+pub fn fresh_root() -> SecretKey {
+    SecretKey::from_seed(clock::random())
+}
+
 impl Hub {
+    /// Starts a hub and a relay that were made for each other, on loopback.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub async fn start_with_relay() -> Result<(Self, Relay)> {
+        let root = fresh_root();
+        let relay = Relay::start(&[&root.public().to_string()]).await?;
+        Ok((Self::start_with(HubOptions::behind(&relay, &root)).await?, relay))
+    }
+
     /// Starts a hub with a relay of its own, on loopback.
     ///
     /// # Errors
@@ -59,24 +87,26 @@ impl Hub {
         Self::start_with(HubOptions::default()).await
     }
 
-    /// Starts a hub, and makes its first administrator. One without a relay of its own need not be ready yet.
-    ///
+    /// Starts a hub, and makes its first administrator.     ///
     /// # Errors
     /// When it does not start.
     pub async fn start_with(options: HubOptions) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let (http_port, relay_port) = (program::free_port()?, program::free_port()?);
         configure(&home, http_port, relay_port)?;
+        if let Some(root) = &options.root {
+            let keys = home.path().join("data/keys");
+            keyfile::make_private_dir(&keys)?;
+            keyfile::write_private(&keys.join("root.key"), HEXLOWER.encode(&root.to_seed()).as_bytes())?;
+        }
         let mut process = spawn(&options, &home)?;
         let setup = process.line("its setup link", READY, |line| Some(line.split_once("#setup=")?.1.trim().to_owned())).await?;
         let (address, door) = options.place.door(http_port)?;
         let visitor = Client::new(format!("http://{address}"))?;
         visitor.set_up(&setup).await?;
         let client = visitor.with_token(visitor.make_token().await?);
-        let hub = Self { process, client, options, home, http_port, relay_port, _door: door };
-        if !hub.options.no_relay {
-            hub.ready().await?;
-        }
+        let mut hub = Self { process, client, options, home, http_port, relay_port, _door: door };
+        hub.ready().await?;
         Ok(hub)
     }
 
@@ -117,15 +147,15 @@ impl Hub {
     }
 
     /// Waits until it says that it is ready.
-    ///
-    /// # Errors
-    /// When it does not.
-    pub async fn ready(&self) -> Result<()> {
+    async fn ready(&mut self) -> Result<()> {
         let look = async || {
+            let ended = !self.process.is_running();
             let answer = self.client.request(Method::GET, "/readyz").timeout(Duration::from_secs(5)).send().await;
-            answer.ok().filter(|response| response.status().is_success()).map(drop)
+            let ready = answer.is_ok_and(|response| response.status().is_success());
+            (ready || ended).then_some(ready)
         };
-        wait::until("the hub is ready", READY, look).await
+        ensure!(wait::until("the hub is ready", READY, look).await?, "the hub has ended before it was ready");
+        Ok(())
     }
 
     /// Starts it again after its end, with the same data and ports.
@@ -171,7 +201,7 @@ impl Hub {
     /// When the chain does not hold.
     pub async fn verify_audit(&self) -> Result<u64> {
         let report: Value = self.client.get("/api/audit/verify").await?;
-        anyhow::ensure!(report["sound"] == true, "the audit chain is broken: {report}");
+        ensure!(report["sound"] == true, "the audit chain is broken: {report}");
         report["rows"].as_u64().context("rows")
     }
 }

@@ -10,6 +10,20 @@
 //! | [`net`] | networks of namespaces with NAT, and faults in them |
 //! | [`wait`] | waiting for something to become true, never longer than said |
 //!
+//! ```no_run
+//! # async fn story() -> cortex_tests::Result<()> {
+//! use cortex_tests::{api::Shell, hub::Hub};
+//!
+//! let hub = Hub::start().await?; // a process, set up; it is also the client of its administrator
+//! let peer = hub.enrol("laptop").await?; // another process, joined by an invite, online
+//! let session = hub.session(&[&peer.node]).await?;
+//! let ran = hub.run(&session.id, &Shell::argv(["uname", "-a"])).await?;
+//! assert_eq!(ran.task.exit_code, Some(0));
+//! # Ok(())
+//! # }
+//! ```
+//! `kill9`, `terminate` and `restart` make trouble, [`net::Lab`] makes networks, [`rogue::Rogue`] makes liars.
+//!
 //! Nothing here sleeps in the hope that something has happened meanwhile: a test waits until it sees what it waits for, and fails with
 //! the log of every program when it does not. What a test started ends with it, also when it fails.
 

@@ -417,3 +417,18 @@ fn home(machine: &Namespace, address: Ipv4Addr, router: &Namespace) -> Result<()
          iifname \"lan\" accept\n }\n chain own {\n type filter hook input priority 0;\n iifname \"wan\" ct state new drop\n }\n }\n",
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_killed_test_left_is_swept_up() {
+        check_machine().unwrap();
+        // No process has this number.
+        let name = format!("{PREFIX}99999999-0-left");
+        execute(Command::new("ip").args(["netns", "add", &name]), "").unwrap();
+        Namespace::sweep();
+        assert!(!Path::new(NAMESPACES).join(&name).exists());
+    }
+}

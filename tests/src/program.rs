@@ -264,3 +264,47 @@ impl Drop for Process {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> (tempfile::TempDir, Process) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let process = Process::start("shell", command, folder.path()).unwrap();
+        (folder, process)
+    }
+
+    #[tokio::test]
+    async fn a_line_is_found_or_the_end_is_told() {
+        let (_folder, mut process) = shell("echo one; echo two >&2");
+        let two = |line: &str| (line == "two").then_some(2);
+        assert_eq!(process.line("two", Duration::from_secs(5), two).await.unwrap(), 2);
+        let error = process.line("three", Duration::from_secs(5), |line| line.strip_prefix("three").map(drop)).await.unwrap_err();
+        assert!(error.to_string().contains("ended"), "{error}");
+    }
+
+    #[tokio::test]
+    #[should_panic(expected = "shell panicked")]
+    async fn a_panic_in_a_log_fails_the_test() {
+        let (_folder, mut process) = shell("echo \"thread 'main' panicked at src/main.rs\"");
+        process.ended(Duration::from_secs(5)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_program_that_is_dropped_is_killed() {
+        let (_folder, process) = shell("exec sleep 300");
+        let own = Path::new("/proc").join(process.id().to_string());
+        assert!(own.exists());
+        drop(process);
+        assert!(!own.exists());
+    }
+
+    #[test]
+    fn a_program_that_was_not_built_is_named_with_the_command_that_builds_it() {
+        let error = find("cortex-nonsense").unwrap_err().to_string();
+        assert!(error.contains("cargo build --workspace --bins"), "{error}");
+    }
+}

@@ -63,15 +63,6 @@ impl Relay {
         self.ready().await.map(drop)
     }
 
-    /// Starts it again after its end, for other hubs.
-    ///
-    /// # Errors
-    /// When it does not start.
-    pub async fn serve(&mut self, hubs: &[&str]) -> Result<()> {
-        self.hubs = hubs.iter().map(|hub| (*hub).to_owned()).collect();
-        self.restart().await
-    }
-
     async fn ready(&mut self) -> Result<String> {
         self.process
             .line("its address and key", READY, |line| line.rsplit_once('#').filter(|(_, key)| key.len() == 52).map(|_| line.to_owned()))

@@ -23,3 +23,24 @@ pub async fn until<T>(what: &str, patience: Duration, mut look: impl AsyncFnMut(
         tokio::time::sleep(AGAIN).await;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_does_not_come_true_is_named() {
+        let mut looks = 0;
+        assert_eq!(
+            until("the third look", Duration::from_secs(5), async || {
+                looks += 1;
+                (looks == 3).then_some(looks)
+            })
+            .await
+            .unwrap(),
+            3
+        );
+        let error = until("rain", Duration::from_millis(30), async || None::<()>).await.unwrap_err();
+        assert!(error.to_string().contains("rain"), "{error}");
+    }
+}

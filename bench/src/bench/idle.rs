@@ -65,7 +65,7 @@ fn watch(processes: &[&Process], span: Duration) -> anyhow::Result<Vec<Span>> {
     let (seconds, after) = (since.elapsed().as_secs_f64(), usage()?);
     let used = |(before, after): (&Usage, &Usage)| Span {
         cpu_percent: after.cpu.saturating_sub(before.cpu).as_secs_f64() / seconds * 100.0,
-        wakeups: after.sleeps.saturating_sub(before.sleeps) as f64 / seconds,
+        wakeups: after.wakeups_since(before) as f64 / seconds,
     };
     Ok(before.iter().zip(&after).map(used).collect())
 }

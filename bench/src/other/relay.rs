@@ -109,7 +109,7 @@ impl PlainHub {
             stream.write_all(&piece).await?;
         }
         stream.finish()?;
-        connection.closed().await;
+        stream.stopped().await?; // all of it has arrived
         Ok(())
     }
 }

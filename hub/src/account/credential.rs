@@ -359,6 +359,7 @@ impl Hub {
     /// # Errors
     /// [`AccountError`].
     pub async fn tokens(&self, actor: &Actor) -> Result<Vec<ApiToken>, AccountError> {
+        actor.must(Scope::Read)?;
         let user = actor.user;
         let mut tokens = self.db.read(|tx| TOKENS.list(tx, &Span::all(), Order::Ascending, usize::MAX)).await?;
         tokens.retain(|token| token.user == user);

@@ -5,7 +5,7 @@ use crate::{
     record::Task,
     testing::{Site, response, signed},
 };
-use cortex_wire::{id::NodeId, schema::TaskResponse};
+use cortex_wire::schema::TaskResponse;
 
 async fn running() -> (Site, Actor, Task) {
     let site = Site::new().await;
@@ -15,11 +15,10 @@ async fn running() -> (Site, Actor, Task) {
     (site, ann, task)
 }
 
-async fn finish(site: &Site, task: &Task, mark: Mark) {
-    let node: NodeId = task.node;
+/// Whether the task says that some of its output was not kept.
+async fn finish(site: &Site, task: &Task, mark: Mark) -> bool {
     let word = TaskResponse { stdout_bytes: mark.stdout, stderr_bytes: mark.stderr, ..response(task, 0) };
-    let done = site.hub.finish(task.id, node, &word, &signed(1, &word)).await.unwrap();
-    assert!(!done.truncated);
+    site.hub.finish(task.id, task.node, &word, &signed(1, &word)).await.unwrap().truncated
 }
 
 /// All that is stored: `None` stands for a byte of a gap.
@@ -35,6 +34,16 @@ async fn everything(site: &Site, actor: &Actor, task: TaskId, stream: Stream) ->
     }
 }
 
+async fn gaps_are_told(site: &Site, actor: &Actor, task: TaskId, model: &[Option<u8>]) {
+    let reader = site.hub.open_output(actor, task).await.unwrap();
+    for from in [0, model.len() / 2, model.len()] {
+        let next = reader.next_gap(Stream::Stdout, from as u64).await.unwrap();
+        let start = model[from..].iter().position(Option::is_none).map(|i| from + i);
+        let end = start.map(|start| start + model[start..].iter().take_while(|byte| byte.is_none()).count());
+        assert_eq!(next, start.zip(end).map(|(start, end)| start as u64..end as u64));
+    }
+}
+
 fn folder(site: &Site, task: &Task) -> PathBuf {
     site.path().join("output").join(task.id.to_string())
 }
@@ -44,7 +53,7 @@ async fn a_quiet_task_costs_no_file() {
     let (site, ann, task) = running().await;
     let mark = site.hub.outputs.append(task.id, Stream::Stdout, 0, vec![b'x'; INLINE_BYTES].into()).await.unwrap();
     site.hub.outputs.sync(task.id).await.unwrap();
-    finish(&site, &task, mark).await;
+    assert!(!finish(&site, &task, mark).await);
     assert!(!site.path().join("output").exists());
     assert_eq!(everything(&site, &ann, task.id, Stream::Stdout).await.len(), INLINE_BYTES);
     assert_eq!(everything(&site, &ann, task.id, Stream::Stderr).await, []);
@@ -66,7 +75,7 @@ async fn a_long_stream_goes_to_a_file_and_reads_the_same() {
     assert_eq!(everything(&site, &ann, task.id, Stream::Stderr).await, expected);
     assert!(folder(&site, &task).join("stderr").exists());
     assert!(!folder(&site, &task).join("stdout").exists());
-    finish(&site, &task, mark).await;
+    assert!(!finish(&site, &task, mark).await);
     assert_eq!(everything(&site, &ann, task.id, Stream::Stderr).await, expected);
     let site = site.restart().await;
     assert_eq!(everything(&site, &ann, task.id, Stream::Stderr).await, expected);
@@ -90,7 +99,7 @@ async fn after_a_restart_a_stream_goes_on_where_it_was_acknowledged() {
     let stdout = everything(&site, &ann, task.id, Stream::Stdout).await;
     assert_eq!(stdout.len(), 11_000);
     assert!(stdout[..10_000].iter().all(|byte| *byte == Some(b'a')) && stdout[10_000..].iter().all(|byte| *byte == Some(b'c')));
-    finish(&site, &task, mark).await;
+    assert!(!finish(&site, &task, mark).await);
     let stderr: Vec<_> = everything(&site, &ann, task.id, Stream::Stderr).await.into_iter().flatten().collect();
     assert_eq!(stderr, b"shorter");
 }
@@ -107,12 +116,23 @@ async fn a_follower_sees_output_grow_and_end() {
     // What is there already is no news.
     site.hub.outputs.append(task.id, Stream::Stdout, 1, "bc".into()).await.unwrap();
     assert!(!marks.has_changed().unwrap());
-    finish(&site, &task, mark).await;
+    assert!(!finish(&site, &task, mark).await);
     marks.changed().await.unwrap();
     assert!(marks.borrow_and_update().finished);
     assert!(marks.changed().await.is_err());
     let late = *site.hub.follow_output(&ann, task.id).await.unwrap().borrow();
     assert_eq!(late, Mark { stdout: 3, stderr: 0, finished: true });
+}
+
+#[tokio::test]
+async fn files_of_tasks_that_are_gone_are_swept_away() {
+    let (site, _, task) = running().await;
+    site.hub.outputs.append(task.id, Stream::Stdout, 1, "x".into()).await.unwrap();
+    let orphan = site.path().join("output").join(TaskId::new(1, [0; 10]).to_string());
+    fs::create_dir(&orphan).unwrap();
+    site.hub.sweep().await.unwrap();
+    assert!(!orphan.exists());
+    assert!(folder(&site, &task).exists());
 }
 
 #[tokio::test]
@@ -151,14 +171,16 @@ proptest! {
                 assert_eq!(mark.stdout, model.len() as u64);
             }
             assert_eq!(everything(&site, &ann, task.id, Stream::Stdout).await, model);
+            gaps_are_told(&site, &ann, task.id, &model).await;
             let site = if synced {
                 site.hub.outputs.sync(task.id).await.unwrap();
                 site.restart().await
             } else {
-                finish(&site, &task, mark).await;
+                assert_eq!(finish(&site, &task, mark).await, model.contains(&None));
                 site
             };
             assert_eq!(everything(&site, &ann, task.id, Stream::Stdout).await, model);
+            gaps_are_told(&site, &ann, task.id, &model).await;
         });
     }
 }

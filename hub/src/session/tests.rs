@@ -116,7 +116,9 @@ async fn a_deleted_session_takes_its_tasks_with_it() {
     site.mesh.calls();
     site.hub.delete_session(&ann, session).await.unwrap();
     assert_eq!(site.mesh.calls(), [Call::Cancel(running.id)]);
-    assert!(!folder.exists());
+    while folder.exists() {
+        tokio::task::yield_now().await;
+    }
     while follower.next().await.unwrap().is_some() {}
     assert_eq!(site.hub.find_task(done.id).await.unwrap(), None);
     assert_eq!(code(site.hub.task(&ann, running.id).await), Some("not_found"));
@@ -126,6 +128,8 @@ async fn a_deleted_session_takes_its_tasks_with_it() {
     let word = response(&running, 0);
     assert_eq!(site.hub.finish(running.id, node, &word, &signed(1, &word)).await.unwrap().state, State::Succeeded);
     assert_eq!(site.hub.find_task(running.id).await.unwrap(), None);
+    let id = running.id;
+    assert_eq!(site.hub.db.read(move |tx| OUTPUTS.get(tx, &id)).await.unwrap(), None);
     assert_eq!(site.hub.open_tasks_of(node).await.unwrap(), []);
     assert_eq!(site.hub.verify_audit(&ann).await.unwrap().broken, None);
 }

@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc,
+        atomic::{AtomicU64, Ordering},
         mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread::JoinHandle,
@@ -37,6 +38,7 @@ pub struct RedbStore {
     queue: Option<SyncSender<WriteJob>>,
     writer: Option<JoinHandle<()>>,
     runtime: Handle,
+    commits: Arc<AtomicU64>,
 }
 
 impl RedbStore {
@@ -50,16 +52,17 @@ impl RedbStore {
         let database = Arc::new(database);
         let (queue, waiting) = sync_channel(QUEUE);
         let runtime = Handle::current();
-        let (owned, context) = (database.clone(), runtime.clone());
+        let commits = Arc::new(AtomicU64::new(0));
+        let (owned, context, counter) = (database.clone(), runtime.clone(), commits.clone());
         let writer = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || {
                 // What follows a commit may start tasks.
                 let _context = context.enter();
-                write_until_closed(&owned, &waiting);
+                write_until_closed(&owned, &waiting, &counter);
             })
             .map_err(|error| StoreError::adapter("start its writer", error))?;
-        Ok(Self { database: Some(database), queue: Some(queue), writer: Some(writer), runtime })
+        Ok(Self { database: Some(database), queue: Some(queue), writer: Some(writer), runtime, commits })
     }
 }
 
@@ -87,11 +90,19 @@ impl Store for RedbStore {
     }
 
     fn read(&self, job: ReadJob) {
-        let Some(database) = self.database.clone() else { return job(Err(StoreError::Closed)) };
-        self.runtime.spawn_blocking(move || match snapshot(&database) {
-            Ok(rows) => job(Ok(&Snapshot { rows })),
-            Err(error) => job(Err(error)),
+        let Some(database) = self.database.clone() else { return job(Err(StoreError::Closed))() };
+        self.runtime.spawn_blocking(move || {
+            let answer = match snapshot(&database) {
+                Ok(rows) => job(Ok(&Snapshot { rows })),
+                Err(error) => job(Err(error)),
+            };
+            drop(database);
+            answer();
         });
+    }
+
+    fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 }
 
@@ -162,34 +173,33 @@ fn apply(rows: &mut Rows<'_>, changes: Changes) -> Result<bool, StoreError> {
     Ok(any)
 }
 
-fn write_until_closed(database: &Database, waiting: &Receiver<WriteJob>) {
+fn write_until_closed(database: &Database, waiting: &Receiver<WriteJob>, commits: &AtomicU64) {
     while let Ok(first) = waiting.recv() {
         let jobs = std::iter::once(first).chain(waiting.try_iter()).take(BATCH);
-        write_batch(database, jobs);
+        write_batch(database, jobs, commits);
     }
 }
 
-fn write_batch(database: &Database, jobs: impl Iterator<Item = WriteJob>) {
-    let mut committing: Vec<Done> = Vec::new();
+fn write_batch(database: &Database, jobs: impl Iterator<Item = WriteJob>, commits: &AtomicU64) {
+    let mut answers: Vec<(Done, bool)> = Vec::new();
+    let mut changed = false;
     let outcome = commit(database, |rows| {
-        let mut changed = false;
         for WriteJob { run, done } in jobs {
             let mut tx = Overlay { base: &*rows, own: BTreeMap::new() };
-            match catch_unwind(AssertUnwindSafe(|| run(&mut tx))) {
-                Ok(true) => {
-                    let changes = tx.own;
-                    committing.push(done);
-                    changed |= apply(rows, changes)?;
-                }
-                Ok(false) => done(Ok(())),
-                Err(_) => done(Err(StoreError::Panicked)),
+            let ran = catch_unwind(AssertUnwindSafe(|| run(&mut tx)));
+            let changes = tx.own;
+            answers.push((done, ran.is_ok()));
+            if ran.unwrap_or(false) {
+                changed |= apply(rows, changes)?;
             }
         }
         Ok(changed)
     });
-    for done in committing {
+    // A failed closure may have failed because of what another one in its batch wrote: it is answered after the commit, too.
+    commits.fetch_add(u64::from(changed && outcome.is_ok()), Ordering::Relaxed);
+    for (done, ran) in answers {
+        let outcome = if ran { outcome.clone() } else { Err(StoreError::Panicked) };
         // A panic in what follows a commit must not stop the writer.
-        let outcome = outcome.clone();
         let _ = catch_unwind(AssertUnwindSafe(|| done(outcome)));
     }
 }

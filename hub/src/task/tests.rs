@@ -1,9 +1,13 @@
 use proptest::prelude::*;
 
-use super::*;
+use super::{
+    dispatch::{IDEMPOTENT_MS, LONGEST_WAIT_MS},
+    *,
+};
 use crate::{
     hub::lock,
     output::{Piece, Stream},
+    record::{SessionStatus, TaskSpec},
     testing::{Call, START_MS, Site, node_id, request, response, signed},
 };
 
@@ -22,7 +26,9 @@ async fn a_task_runs_from_dispatch_to_result() {
     let site = Site::new().await;
     let ann = site.admin().await;
     let (session, node) = site.workplace(&ann, 1).await;
+    let commits = site.hub.db.commits();
     let task = site.run(&ann, session).await.unwrap();
+    assert_eq!(site.hub.db.commits(), commits + 1);
     assert_eq!((task.state, task.fence, task.attempt, task.node), (State::Leased, 1, 1, node));
     assert_eq!(site.mesh.calls(), [Call::NodeChanged(node), Call::Deliver { task: task.id, leased: true }][1..]);
     assert_eq!(site.mesh.free(node), Some(7));
@@ -108,7 +114,7 @@ async fn the_same_request_under_one_key_is_one_task() {
     // It holds while the node is away, and after a restart, for a day.
     let site = site.restart().await;
     assert!(site.dispatch(&ann, session, request("true"), Some("k")).await.unwrap().repeated);
-    site.pass(DAY_MS);
+    site.pass(IDEMPOTENT_MS);
     site.hub.sweep().await.unwrap();
     lock(&site.mesh.slots).insert(node, 1);
     assert!(!site.dispatch(&ann, session, request("false"), Some("k")).await.unwrap().repeated);

@@ -59,7 +59,7 @@ mod linux {
     /// Makes the peer the parent of every process of a task that loses its own.
     pub(in super::super) fn adopt_orphans() {
         if let Err(error) = set_child_subreaper(Some(getpid())) {
-            tracing::warn!(%error, "cannot adopt orphans; processes that leave their task are found by a slower search");
+            tracing::warn!(%error, "cannot adopt orphans: a process that leaves its task may outlive it");
         }
     }
 
@@ -173,10 +173,13 @@ mod linux {
             .collect()
     }
 
-    /// Ended children that came to us as orphans of a task.
+    /// Ended children that came to us as orphans of a task: marked, and of another session than ours, as nobody is whom another thread of this program started
+    /// while it bore the mark.
     pub(in super::super) fn ended_orphans(is_known: impl Fn(i32) -> bool) -> Vec<i32> {
         let strays = own_children().unwrap_or_default().into_iter().filter(|pid| !is_known(*pid));
-        strays.filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.has_ended()) && mark_of(*pid).is_some()).collect()
+        let own_session = Stat::of(getpid().as_raw_nonzero().get()).map(|stat| stat.session);
+        let has_ended = |pid: i32| Stat::of(pid).is_some_and(|stat| stat.has_ended() && Some(stat.session) != own_session);
+        strays.filter(|pid| has_ended(*pid) && mark_of(*pid).is_some()).collect()
     }
 
     pub(super) fn send(member: &Member, signal: Signal) -> io::Result<()> {

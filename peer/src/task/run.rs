@@ -7,12 +7,12 @@ use cortex_wire::{
     id::{SessionId, TaskId},
     key::Domain,
     limits,
-    schema::{ShellTask, task_request::Kind},
+    schema::{InventoryVerdict, ShellTask, task_request::Kind},
     task::Rejection,
     text,
 };
 
-use super::{Admitted, Inner, record::Task};
+use super::{Admitted, Inner, cancelled_while_away, record::Task, unknown_to_the_hub};
 use crate::{
     journal::Started,
     shell::{Patience, Running, command},
@@ -37,7 +37,13 @@ impl Inner {
         let running = running.inspect_err(|_| self.remove_output(&id))?;
         task.runs_as(running.pid());
         self.change(|state| {
-            state.starting.remove(&id);
+            let verdict = state.starting.remove(&id).map(|starting| starting.verdict);
+            match verdict {
+                // Its end finds it gone, and cleans up.
+                Some(InventoryVerdict::Forget) => return task.stop(unknown_to_the_hub()),
+                Some(InventoryVerdict::Cancel) => task.stop(cancelled_while_away()),
+                _ => {}
+            }
             state.tasks.insert(id, task.clone());
         });
         tracing::info!(task = %id, %session, pid = running.pid().as_raw_nonzero().get(), "task started");

@@ -206,5 +206,6 @@ async fn a_stopped_process_ends_with_the_others() {
     let pid = talk.line("stopped ").await;
     talk.cancel("enough").await;
     assert_eq!(talk.finish().await.response.state, "cancelled");
-    assert!(!lives(&pid) && since.elapsed() < Duration::from_secs(4), "{:?}", since.elapsed());
+    // At TERM at the latest: a shell lets what is in its background ignore INT.
+    assert!(!lives(&pid) && since.elapsed() < Duration::from_secs(9), "{:?}", since.elapsed());
 }

@@ -245,14 +245,14 @@ async fn a_hub_that_is_gone_before_the_start_is_on_record_stops_it() {
     let request = hub.sign(&hub.request(script("touch started")));
     let open = cortex_wire::frame::encode(&TaskOpen { open: Some(Open::Start(request)) });
     // Polled once, as far as the first wait, and dropped.
-    let _ = futures_lite_once(tasks.serve(&open[..], tokio::io::sink())).await;
+    let _ = poll_once(tasks.serve(&open[..], tokio::io::sink())).await;
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!hub.workspace().join("started").exists());
     assert!(tasks.inventory().is_empty());
 }
 
 /// Polls a future once and drops it.
-async fn futures_lite_once<F: Future>(future: F) -> bool {
+async fn poll_once<F: Future>(future: F) -> bool {
     let mut future = Box::pin(future);
     std::future::poll_fn(|cx| std::task::Poll::Ready(future.as_mut().poll(cx).is_ready())).await
 }

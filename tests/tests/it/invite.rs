@@ -1,6 +1,6 @@
 //! Who may join, and who may not: invites of every kind, nodes that were shut out, and what their owners see of it.
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
 
 use anyhow::{Context as _, Result};
 use cortex_hub::{
@@ -131,6 +131,9 @@ async fn an_expired_invite_is_refused_by_the_peer_and_by_the_hub() -> Result<()>
     let over = Terms { expires_at_ms: an_hour_ago, ..terms };
     let over = invite::issue(&over, secret.secret[..].try_into()?, &store.keys.invite, store.keys.invite_statement());
     drop(store);
+    // Its housekeeping lets go of the files a moment later.
+    let free = |name: &str| File::open(hub.data_dir().join(name)).is_ok_and(|file| file.try_lock().is_ok());
+    wait::until("the files are free", SOON, async || (free("lock") && free("hub.redb")).then_some(())).await?;
     hub.restart().await?;
 
     // To a peer whose clock is wrong it may look good.

@@ -10,6 +10,7 @@
 //! | [`relay`] | relays in processes of their own |
 //! | [`nat`] | hub and peer behind routers, and networks that change |
 //! | [`invite`] | who may join, and who may not |
+//! | [`false_hub`] | orders that the hub never gave |
 //! | [`noise`] | nonsense on every port |
 //! | [`decoders`] | the fuzzer's corpus |
 //! | [`program`] | command lines, configuration files, exit codes |
@@ -17,6 +18,7 @@
 
 mod crash;
 mod decoders;
+mod false_hub;
 mod hostile;
 mod install;
 mod invite;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use cortex_tests::{
     api::Shell,
-    hub::{Hub, HubOptions},
+    hub::{Hub, HubOptions, fresh_root},
     net::{Lab, RELAY},
     peer::{Peer, PeerOptions},
     relay::Relay,
@@ -26,11 +26,9 @@ struct Away {
 impl Away {
     async fn set() -> Result<Self> {
         let lab = Lab::build().await?;
-        let mut relay = Relay::start_at(lab.relay(), RELAY, &[]).await?;
-        let hub = Hub::start_with(HubOptions { place: lab.hub(), no_relay: true, relays: vec![relay.endpoint.clone()] }).await?;
-        relay.process.kill9().await?;
-        relay.serve(&[&hub.key()?]).await?;
-        hub.ready().await?;
+        let root = fresh_root();
+        let relay = Relay::start_at(lab.relay(), RELAY, &[&root.public().to_string()]).await?;
+        let hub = Hub::start_with(HubOptions { place: lab.hub(), ..HubOptions::behind(&relay, &root) }).await?;
         let peer = hub.enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), ..PeerOptions::default() }).await?;
         let session = hub.session(&[&peer.node]).await?.id;
         Ok(Self { hub, peer, session, _relay: relay, lab })

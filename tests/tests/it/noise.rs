@@ -7,8 +7,7 @@ use bytes::Bytes;
 use cortex_runtime::clock;
 use cortex_tests::{
     api::{Shell, problem},
-    hub::{Hub, HubOptions},
-    relay::Relay,
+    hub::Hub,
     rogue::Rogue,
     wait,
 };
@@ -74,11 +73,7 @@ async fn nonsense_on_the_hub_s_udp_port_harms_nobody() -> Result<()> {
 
 #[tokio::test]
 async fn nonsense_on_a_relay_s_udp_port_harms_nobody() -> Result<()> {
-    let mut relay = Relay::start(&[]).await?;
-    let hub = Hub::start_with(HubOptions { no_relay: true, relays: vec![relay.endpoint.clone()], ..HubOptions::default() }).await?;
-    relay.process.kill9().await?;
-    relay.serve(&[&hub.key()?]).await?;
-    hub.ready().await?;
+    let (hub, relay) = Hub::start_with_relay().await?;
     let peer = hub.enrol("machine").await?;
     let session = hub.session(&[&peer.node]).await?.id;
     prints_through(&hub, &session, shower(relay.address().parse()?)).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use cortex_tests::{
     api::Shell,
-    hub::{Hub, HubOptions},
+    hub::{Hub, HubOptions, fresh_root},
     relay::Relay,
     wait,
 };
@@ -13,19 +13,9 @@ use serde_json::Value;
 
 use crate::SOON;
 
-/// A hub that has no relay of its own behind a relay that serves it alone.
-async fn hub_behind_a_relay() -> Result<(Hub, Relay)> {
-    let mut relay = Relay::start(&[]).await?;
-    let hub = Hub::start_with(HubOptions { no_relay: true, relays: vec![relay.endpoint.clone()], ..HubOptions::default() }).await?;
-    relay.process.kill9().await?;
-    relay.serve(&[&hub.key()?]).await?;
-    hub.ready().await?;
-    Ok((hub, relay))
-}
-
 #[tokio::test]
 async fn the_main_job_runs_through_a_relay_in_a_process_of_its_own() -> Result<()> {
-    let (hub, relay) = hub_behind_a_relay().await?;
+    let (hub, relay) = Hub::start_with_relay().await?;
     let peer = hub.enrol("behind-a-relay").await?;
     let session = hub.session(&[&peer.node]).await?.id;
     let ran = hub.run(&session, &Shell::script("echo through; seq 1 20000 | tail -n 1")).await?;
@@ -40,7 +30,7 @@ async fn the_main_job_runs_through_a_relay_in_a_process_of_its_own() -> Result<(
 
 #[tokio::test]
 async fn a_relay_that_is_killed_under_a_running_task_loses_none_of_its_output() -> Result<()> {
-    let (hub, mut relay) = hub_behind_a_relay().await?;
+    let (hub, mut relay) = Hub::start_with_relay().await?;
     let peer = hub.enrol("behind-a-relay").await?;
     let session = hub.session(&[&peer.node]).await?.id;
     let task = hub.dispatch(&session, &Shell::script("for i in $(seq 1 100); do echo \"line $i\"; sleep 0.05; done")).await?;
@@ -82,14 +72,10 @@ async fn a_hub_takes_a_relay_elsewhere_beside_its_own() -> Result<()> {
 
 #[tokio::test]
 async fn two_hubs_and_their_nodes_share_a_relay_without_seeing_one_another() -> Result<()> {
-    let mut relay = Relay::start(&[]).await?;
-    let options = HubOptions { no_relay: true, relays: vec![relay.endpoint.clone()], ..HubOptions::default() };
-    let (first, second) = tokio::try_join!(Hub::start_with(options.clone()), Hub::start_with(options))?;
-    relay.process.kill9().await?;
-    relay.serve(&[&first.key()?, &second.key()?]).await?;
-    for hub in [&first, &second] {
-        hub.ready().await?;
-    }
+    let (here, there) = (fresh_root(), fresh_root());
+    let relay = Relay::start(&[&here.public().to_string(), &there.public().to_string()]).await?;
+    let start = |root| Hub::start_with(HubOptions::behind(&relay, root));
+    let (first, second) = tokio::try_join!(start(&here), start(&there))?;
     let (a, b, c) = tokio::try_join!(first.enrol("a"), first.enrol("b"), second.enrol("c"))?;
     let names = async |hub: &Hub| {
         let mut names: Vec<String> = hub.nodes().await?.into_iter().map(|node| node.name).collect();
