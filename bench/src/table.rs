@@ -36,7 +36,11 @@ pub fn page(reports: &[Report]) -> String {
 
 fn origin(report: &Report) -> String {
     let quick = if report.quick { ", quick" } else { "" };
-    let busy = if report.load_before > 1.0 { format!(" **The machine was busy with other things (load {}).**", report.load_before) } else { String::new() };
+    let busy = if report.load_before > 1.0 {
+        format!(" **The machine was busy with other things (load {}).**", report.load_before)
+    } else {
+        String::new()
+    };
     format!("{}; files on {}; commit {}{quick}.{busy}", report.machine, report.folder, report.commit)
 }
 

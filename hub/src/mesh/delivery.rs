@@ -513,7 +513,12 @@ impl Delivery<'_> {
             Some(from_task::Frame::Rejected(rejected)) => {
                 let code = cortex_wire::text::clean(&rejected.code, limits::NAME_BYTES);
                 let message = cortex_wire::text::clean(&rejected.message, limits::TEXT_BYTES);
-                self.settled(hub.reject(self.task.id, &code, &message).await)?;
+                // The peer was asked to go on with something it does not know: its journal is gone, and whether the task ran is unknown.
+                let told = match code.as_str() {
+                    "unknown_task" => hub.lose(self.task.id, "the peer no longer knows the task").await,
+                    _ => hub.reject(self.task.id, &code, &message).await,
+                };
+                self.settled(told)?;
                 self.conclude().await;
                 Ok(true)
             }
@@ -580,6 +585,11 @@ impl Delivery<'_> {
         let until = self.input.sent + data.len() as u64;
         if data.is_empty() && !end {
             let _ = reply.send(Ok(self.input.sent));
+            return Ok(());
+        }
+        if until.saturating_sub(self.input.acked) > limits::INPUT_WINDOW_BYTES as u64 {
+            // The program does not read; the peer would drop what goes beyond its window.
+            let _ = reply.send(Err(StdinError::Full));
             return Ok(());
         }
         loop {

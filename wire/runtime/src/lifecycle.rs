@@ -1,6 +1,6 @@
 //! Start and stop of a program.
 //!
-//! The first SIGINT or SIGTERM asks to drain ([`Lifecycle::draining`]); after the grace period, or at a second signal, everything is told to stop
+//! The first SIGINT, SIGTERM or SIGHUP asks to drain ([`Lifecycle::draining`]); after the grace period, or at a second signal, everything is told to stop
 //! ([`Lifecycle::stopping`]). A task that ends unasked with an error stops the program with that error.
 
 use std::{future::Future, time::Duration};
@@ -83,12 +83,16 @@ impl Lifecycle {
 #[cfg(unix)]
 async fn next_signal() -> &'static str {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) else {
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {
         _ = interrupt.recv() => "SIGINT",
         _ = terminate.recv() => "SIGTERM",
+        // The terminal is gone.
+        _ = hangup.recv() => "SIGHUP",
     }
 }
 
