@@ -181,8 +181,9 @@ async fn run_task(client: &Client, session: &str, body: Value, say: &impl Fn(&st
             piece.lines().for_each(|line| say(&format!("  {line}")));
             output.push_str(piece);
         }
-        let task = client.get(&format!("/api/tasks/{id}"), event.name == "task").await?;
-        if let Some(task) = task.filter(|task| !task["finished_at_ms"].is_null()) {
+        // The stream tells the final state behind all output; the API, asked meanwhile, may tell it before.
+        let task = &event.data;
+        if event.name == "task" && !task["finished_at_ms"].is_null() {
             let first = first.context("the task printed nothing")?;
             return Ok((TaskReport { id, state: text(&task["state"]), exit_code: task["exit_code"].as_i64(), output }, first));
         }
@@ -283,14 +284,6 @@ impl Client {
             request = request.json(&body);
         }
         read(request.send().await?).await.with_context(|| format!("POST {path} failed"))
-    }
-
-    /// `None` when it is not `wanted`.
-    async fn get(&self, path: &str, wanted: bool) -> anyhow::Result<Option<Value>> {
-        if !wanted {
-            return Ok(None);
-        }
-        read(self.http.get(format!("{}{path}", self.url)).send().await?).await.map(Some).with_context(|| format!("GET {path} failed"))
     }
 
     async fn follow(&self, path: &str) -> anyhow::Result<EventStream> {
