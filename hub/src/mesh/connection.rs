@@ -256,8 +256,9 @@ impl Caller {
         self.writer.send(&configuration).await?;
         let connection =
             presence::Connection { id: handle.number, relay: relay.map(|relay| relay.to_string()), path: Some("relay".into()) };
-        hub.node_online(self.node, connection.clone()).await?;
+        // Before anybody is told: whoever hears that the node is online may send it a task at once.
         lock(&handle.state).ready = active;
+        hub.node_online(self.node, connection.clone()).await?;
         tracing::info!(node = ?self.node, name = record.name, standing = ?record.standing, "a node is connected");
         if let Some(plan) = plan {
             handle.carry_out(plan);
@@ -292,8 +293,8 @@ impl Caller {
                     };
                     quiet.as_mut().reset(tokio::time::Instant::now() + silence);
                     if std::mem::take(&mut silent) {
-                        if let Err(error) = hub.node_online(self.node, online.clone()).await { return error.to_string() }
                         lock(&handle.state).ready = record.standing == Standing::Active;
+                        if let Err(error) = hub.node_online(self.node, online.clone()).await { return error.to_string() }
                     }
                     match frame {
                         Some(node_frame::Frame::Health(health)) => {
