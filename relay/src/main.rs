@@ -132,13 +132,14 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
         max_links: settings.max_links,
         bytes_per_second: settings.bytes_per_second,
     })?;
+    let lifecycle = Lifecycle::new();
+    tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));
     let address = settings.address.unwrap_or(relay.local_addr()?.to_string());
     println!("{}", RelayEndpoint { address: address.clone(), id: relay.id(), region: String::new() });
     tracing::info!(listen = %relay.local_addr()?, address, hubs = settings.hubs.len(), "the relay is ready");
     if settings.hubs.is_empty() {
         tracing::warn!("no hub is configured, so nobody can connect; start with --hub KEY");
     }
-    let lifecycle = Lifecycle::new();
     let mut parts = Parts::new();
     let (forwarder, forwarder_life) = (relay.clone(), lifecycle.clone());
     parts.spawn("forwarder", async move {
@@ -148,7 +149,6 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
     if let Some(listen) = settings.http {
         parts.spawn("health and metrics", http::serve(listen, relay.clone(), lifecycle.clone()));
     }
-    tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));
     tokio::spawn(stop_when_empty(relay.clone(), lifecycle.clone()));
     parts.join(&lifecycle, Duration::from_secs(2)).await
 }

@@ -103,8 +103,8 @@ pub async fn run(mut command: Command, patience: Duration) -> Result<Finished> {
 
 /// A program that runs, with everything it prints in a log.
 ///
-/// When it is dropped it is killed, its log goes to standard error (which test runners show when a test fails), and a panic in the log
-/// fails the test.
+/// When it is dropped it is killed, its log goes to standard error (which test runners show when a test fails), and a panic or a secret in
+/// the log fails the test.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -258,11 +258,19 @@ impl Drop for Process {
             if skipped > 0 { format!(" without its first {skipped} lines:") } else { ":".into() }
         );
         lines.iter().skip(skipped).for_each(|line| eprintln!("{line}"));
-        let panic = lines.iter().find(|line| line.contains("panicked at"));
-        if let Some(line) = panic.filter(|_| !std::thread::panicking()) {
-            panic!("{} panicked: {line}", self.name);
+        let fault = lines.iter().find(|line| line.contains("panicked at") || holds_secret(line));
+        if let Some(line) = fault.filter(|_| !std::thread::panicking()) {
+            panic!("the log of {} should not have this line: {line}", self.name);
         }
     }
+}
+
+/// Whether a line shows an invite or an API token whole.
+fn holds_secret(line: &str) -> bool {
+    ["cxi1_", "cxt_"].iter().any(|prefix| {
+        let after = line.split_once(prefix).map_or("", |(_, after)| after);
+        after.bytes().take_while(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')).count() > 40
+    })
 }
 
 #[cfg(test)]
@@ -287,10 +295,17 @@ mod tests {
     }
 
     #[tokio::test]
-    #[should_panic(expected = "shell panicked")]
+    #[should_panic(expected = "the log of shell should not have this line")]
     async fn a_panic_in_a_log_fails_the_test() {
         let (_folder, mut process) = shell("echo \"thread 'main' panicked at src/main.rs\"");
         process.ended(Duration::from_secs(5)).await.unwrap();
+    }
+
+    #[test]
+    fn a_secret_is_one_when_it_is_whole() {
+        let invite = format!("invite=cxi1_{}", "A".repeat(300));
+        assert!(holds_secret(&invite) && holds_secret(&invite.replace("cxi1_", "cxt_")));
+        assert!(!holds_secret("it begins with cxi1_") && !holds_secret("cortex-peer run --invite cxi1_x"));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::{fs, time::Duration};
 use anyhow::{Context as _, Result};
 use cortex_tests::{
     api::{Shell, problem},
-    events::Events,
+    events::{Event, Events},
     wait,
 };
 use serde_json::{Value, json};
@@ -37,12 +37,17 @@ async fn follow_to(stream: &mut Events, output: &mut String, length: usize) -> R
 async fn a_hub_that_is_killed_under_a_running_task_loses_none_of_its_output() -> Result<()> {
     let Stage { mut hub, session, peer } = Stage::set().await?;
     let (shell, expected) = numbered();
+    let mut events = hub.follow("/api/events");
+    events.connect().await?;
     let task = hub.dispatch(&session, &shell).await?;
     let mut stream = hub.follow(&format!("/api/tasks/{}/stream", task.id));
     let mut output = String::new();
     follow_to(&mut stream, &mut output, 100).await?;
     hub.process.kill9().await?;
     hub.restart().await?;
+    // Whoever followed the hub's events follows them again, and sees the node come back by itself.
+    let back = |event: &Event| (event.name == "node" && event.data["data"]["state"] == "online").then_some(());
+    events.find("the node's return", SOON, back).await?;
     hub.node_is(&peer.node, "online", SOON).await?;
     follow_to(&mut stream, &mut output, expected.len()).await?;
     assert_eq!(output, expected);

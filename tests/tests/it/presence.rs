@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cortex_tests::events::Events;
+use cortex_tests::{api::Shell, events::Events, hub::Hub, peer::Peer, wait};
+use serde_json::json;
 
 use crate::{SOON, Stage};
 
@@ -65,5 +66,22 @@ async fn of_two_peers_with_one_key_one_is_told_and_the_node_goes_on_working() ->
     peer.process.kill9().await?;
     twin.process.line("that it is online", SOON, |line| line.contains("online").then_some(())).await?;
     hub.node_is(&peer.node, "online", SOON).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_ephemeral_node_is_gone_when_its_peer_is() -> Result<()> {
+    let hub = Hub::start().await?;
+    let invite = hub.invite(json!({"name": "for-a-moment", "ephemeral": true})).await?;
+    let mut peer = Peer::start(&invite.text)?;
+    let node = hub.redeemed(&invite.id, SOON).await?;
+    hub.node_is(&node, "online", SOON).await?;
+    let session = hub.session(&[&node]).await?.id;
+    let ran = hub.run(&session, &Shell::argv(["echo", "brief"])).await?;
+    peer.process.terminate(SOON).await?;
+    let gone = async || hub.nodes().await.ok().filter(Vec::is_empty);
+    wait::until("the node is gone", SOON, gone).await?;
+    // What it did stays.
+    assert_eq!(hub.output(&ran.task.id, "stdout").await?, b"brief\n");
     Ok(())
 }

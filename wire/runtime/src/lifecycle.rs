@@ -66,41 +66,61 @@ impl Lifecycle {
         self.stop.cancel();
     }
 
-    /// Follows the process's signals: the first drains, and stops after `grace` or at the second.
-    pub async fn follow_signals(self, grace: Duration) {
-        let signal = next_signal().await;
-        tracing::info!(signal, "draining; a second signal stops at once");
-        self.drain();
-        tokio::select! {
-            signal = next_signal() => tracing::info!(signal, "stopping at once"),
-            () = tokio::time::sleep(grace) => {}
-            () = self.stopping() => {}
+    /// Follows the process's signals from this call on: the first drains, and stops after `grace` or at the second.
+    pub fn follow_signals(self, grace: Duration) -> impl Future<Output = ()> + Send {
+        // Now, not when the future is first polled: a program that has said it is ready does not die of a signal any more.
+        let mut signals = Signals::take();
+        async move {
+            let signal = signals.next().await;
+            tracing::info!(signal, "draining; a second signal stops at once");
+            self.drain();
+            tokio::select! {
+                signal = signals.next() => tracing::info!(signal, "stopping at once"),
+                () = tokio::time::sleep(grace) => {}
+                () = self.stopping() => {}
+            }
+            self.stop();
         }
-        self.stop();
     }
 }
+
+/// The signals that ask a program to stop.
+#[cfg(unix)]
+struct Signals(Vec<(&'static str, tokio::signal::unix::Signal)>);
 
 #[cfg(unix)]
-async fn next_signal() -> &'static str {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangup)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => "SIGINT",
-        _ = terminate.recv() => "SIGTERM",
-        // The terminal is gone.
-        _ = hangup.recv() => "SIGHUP",
+impl Signals {
+    fn take() -> Self {
+        use tokio::signal::unix::{SignalKind, signal};
+        // SIGHUP: the terminal is gone.
+        let wanted = [("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate()), ("SIGHUP", SignalKind::hangup())];
+        Self(wanted.into_iter().filter_map(|(name, kind)| Some((name, signal(kind).ok()?))).collect())
+    }
+
+    async fn next(&mut self) -> &'static str {
+        std::future::poll_fn(|cx| {
+            let came = self.0.iter_mut().find_map(|(name, signal)| signal.poll_recv(cx).is_ready().then_some(*name));
+            came.map_or(std::task::Poll::Pending, std::task::Poll::Ready)
+        })
+        .await
     }
 }
 
+/// What asks a program to stop.
 #[cfg(not(unix))]
-async fn next_signal() -> &'static str {
-    match tokio::signal::ctrl_c().await {
-        Ok(()) => "ctrl-c",
-        Err(_) => std::future::pending().await,
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn take() -> Self {
+        Self
+    }
+
+    async fn next(&mut self) -> &'static str {
+        match tokio::signal::ctrl_c().await {
+            Ok(()) => "ctrl-c",
+            Err(_) => std::future::pending().await,
+        }
     }
 }
 
