@@ -192,8 +192,8 @@ impl Peer {
     pub fn join(hub: &Hub, folder: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let invite = hub.invite(&mut hub.connect()?, "bench")?;
-        let config = json!({"invite": invite, "state_dir": folder.join("state"), "workspace_dir": folder.join("work")});
-        fs::write(folder.join("peer.yaml"), config.to_string().replace(",\"", ",\n\""))?; // JSON is YAML
+        let at = folder.display();
+        fs::write(folder.join("peer.yaml"), format!("invite: {invite}\nstate_dir: {at}/state\nworkspace_dir: {at}/work\n"))?;
         Self::start(hub, folder)
     }
 
