@@ -178,6 +178,7 @@ pub(crate) struct Mesh {
     pub(crate) options: MeshOptions,
     pub(crate) endpoint: Endpoint,
     socket: Arc<NodeSocket>,
+    /// What the hub signs tasks for; another one for each connection.
     pub(crate) boot_nonce: [u8; 32],
     /// The relay that is tried next, as an index.
     next_relay: usize,

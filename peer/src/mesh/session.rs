@@ -116,6 +116,8 @@ impl Mesh {
     }
 
     async fn shake_hands(&mut self, uplink: &mut Uplink) -> Result<Session, RegisterError> {
+        // Fresh for each connection: the hub counts its tasks from one again, and what was signed for an earlier connection is worth nothing here.
+        self.boot_nonce = clock::random();
         let hub = self.options.hub;
         let prefix = quic::Prefix::Route(Route::of(hub.key()));
         // Any key: the hub's root says in its hello which one is right, so transport keys can be renewed.
