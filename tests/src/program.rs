@@ -243,7 +243,6 @@ impl Drop for Process {
         let alive = self.is_running();
         let _ = self.child.kill();
         let _ = self.child.wait();
-        self.log_start = 0;
         let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         let state = match self.status {

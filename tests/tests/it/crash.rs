@@ -58,6 +58,22 @@ async fn a_hub_that_is_killed_under_a_running_task_loses_none_of_its_output() ->
 }
 
 #[tokio::test]
+async fn a_node_takes_new_tasks_whenever_it_has_come_back() -> Result<()> {
+    let Stage { mut hub, session, peer } = Stage::set().await?;
+    for i in 0..3 {
+        let number = i.to_string();
+        for _ in 0..3 {
+            let ran = hub.run(&session, &Shell::argv(["echo", &number])).await?;
+            assert_eq!((ran.task.state.as_str(), ran.stdout), ("succeeded", format!("{i}\n")), "{:?}", ran.task);
+        }
+        hub.process.kill9().await?;
+        hub.restart().await?;
+        hub.node_is(&peer.node, "online", SOON).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_task_that_ends_while_the_hub_is_away_is_collected_afterwards() -> Result<()> {
     let Stage { mut hub, session, peer } = Stage::set().await?;
     let script = "echo before; while [ ! -e go ]; do sleep 0.01; done; echo after; exit 7";
@@ -119,6 +135,26 @@ async fn every_acknowledged_record_outlives_a_killed_hub() -> Result<()> {
     let reader = hub.with_token(token["text"].as_str().context("a token")?);
     assert_eq!(reader.nodes().await?.len(), 1);
     assert!(hub.verify_audit().await? >= rows);
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_acknowledged_task_runs_once_however_soon_the_hub_dies() -> Result<()> {
+    let Stage { mut hub, session, peer } = Stage::set().await?;
+    let mut tasks = Vec::new();
+    // Killed at once, a little later, still later: before the task is sent, while it starts, when it has ended.
+    for i in 0..8 {
+        let shell = Shell { queue_timeout_ms: 60_000, ..Shell::script(format!("echo ran >> runs{i}; echo {i}")) };
+        tasks.push(hub.dispatch(&session, &shell).await?.id);
+        tokio::time::sleep(Duration::from_millis(5 * i)).await;
+        hub.process.kill9().await?;
+        hub.restart().await?;
+    }
+    for (i, task) in tasks.iter().enumerate() {
+        let ran = hub.finish(task, Duration::from_secs(30)).await?;
+        let runs = fs::read_to_string(peer.workspace(&session).join(format!("runs{i}"))).unwrap_or_default();
+        assert_eq!((ran.task.state.as_str(), ran.stdout, runs.as_str()), ("succeeded", format!("{i}\n"), "ran\n"), "{:?}", ran.task);
+    }
     Ok(())
 }
 

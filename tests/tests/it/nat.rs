@@ -84,6 +84,7 @@ async fn five_seconds_without_udp_cost_no_output() -> Result<()> {
 #[tokio::test]
 async fn a_peer_that_is_cut_off_is_shown_offline_and_comes_back_by_itself() -> Result<()> {
     let away = Away::set().await?;
+    assert_eq!(away.hub.run(&away.session, &Shell::argv(["echo", "there"])).await?.stdout, "there\n");
     away.lab.cut_udp()?;
     away.hub.node_is(&away.peer.node, "offline", Duration::from_secs(10)).await?;
     away.lab.heal_udp()?;
