@@ -386,8 +386,16 @@ impl Hub {
     /// # Errors
     /// [`TransitionError`].
     pub async fn lease(&self, id: TaskId) -> Result<Task, TransitionError> {
+        self.lease_if(id, || true).await
+    }
+
+    /// The same, if `wanted` holds inside the transaction: whoever writes after it has ceased to hold sees every lease that was taken.
+    pub(crate) async fn lease_if(&self, id: TaskId, wanted: impl FnOnce() -> bool + Send + 'static) -> Result<Task, TransitionError> {
         self.change("hub".into(), move |change| {
             let mut task = find(change.tx, id)?;
+            if !wanted() {
+                return Err(TransitionError::NotAllowed { now: task.state, wanted: State::Leased });
+            }
             must_allow(&task, State::Leased)?;
             task.state = State::Leased;
             task.fence += 1;
@@ -516,13 +524,19 @@ impl Hub {
         self.end_task(id, State::Cancelled, "cancelled", "cancelled before it started").await
     }
 
-    /// A leased task that its node certainly did not start waits again. For the mesh.
+    /// A task whose lease of this fence its node certainly did not start waits again; one that waits already is fine. For the mesh.
     ///
     /// # Errors
     /// [`TransitionError`].
-    pub async fn requeue(&self, id: TaskId) -> Result<Task, TransitionError> {
+    pub async fn requeue(&self, id: TaskId, fence: u64) -> Result<Task, TransitionError> {
         self.change("hub".into(), move |change| {
             let mut task = find(change.tx, id)?;
+            if task.fence != fence {
+                return Err(TransitionError::OldFence);
+            }
+            if task.state == State::Queued {
+                return Ok(task);
+            }
             must_allow(&task, State::Queued)?;
             task.state = State::Queued;
             task.leased_at_ms = None;
@@ -560,6 +574,11 @@ impl Hub {
     /// [`StoreError`].
     pub async fn open_tasks_of(&self, node: NodeId) -> Result<Vec<Task>, StoreError> {
         self.db.read(move |tx| rows(tx, &OPEN_TASKS_OF_NODE.all_of(tx, &node)?)).await
+    }
+
+    /// The same, behind every transaction that was queued before: what an earlier connection of the node did to its tasks is seen.
+    pub(crate) async fn settled_tasks_of(&self, node: NodeId) -> Result<Vec<Task>, StoreError> {
+        self.db.write(move |tx| rows(tx, &OPEN_TASKS_OF_NODE.all_of(tx, &node)?)).await
     }
 
     /// How the open tasks of a node end if it goes now.

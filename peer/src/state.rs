@@ -13,6 +13,7 @@ use std::{
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use cortex_runtime::keyfile::{self, KeyFileError};
@@ -129,6 +130,20 @@ pub struct State {
     _lock: File,
 }
 
+/// A peer that was just killed may have been starting a program: until that has begun to run, it holds the lock as well.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+fn lock_within(file: &File, patience: Duration) -> bool {
+    let until = Instant::now() + patience;
+    while flock(file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if Instant::now() > until {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    true
+}
+
 impl State {
     /// Makes the folder if need be and takes it for this process.
     ///
@@ -140,7 +155,7 @@ impl State {
         let io_error = |source| StateError::Io { path: lock_path.clone(), source };
         let mut options = OpenOptions::new();
         let mut lock = options.read(true).write(true).create(true).truncate(false).mode(0o600).open(&lock_path).map_err(io_error)?;
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+        if !lock_within(&lock, LOCK_PATIENCE) {
             let mut holder = String::new();
             let _ = lock.read_to_string(&mut holder);
             let holder = holder.trim().parse::<u32>().map(|pid| format!(" (process {pid})")).unwrap_or_default();

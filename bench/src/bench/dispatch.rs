@@ -38,7 +38,7 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     rate(setting, report, "parallel_64", parallel, &mut ours, ssh.as_ref())
 }
 
-fn first_byte(setting: &Setting, report: &mut Report, ours: &mut Ours, ssh: Option<&Ssh>) -> anyhow::Result<()> {
+fn first_byte(setting: &Setting, report: &mut Report, ours: &mut Ours<'_>, ssh: Option<&Ssh>) -> anyhow::Result<()> {
     let ms = |took: Duration| took.as_secs_f64() * 1e3;
     let mut mux = ssh.map(Ssh::mux).transpose()?;
     let mut contest = Contest::default();
@@ -101,7 +101,7 @@ fn rate(
     report: &mut Report,
     name: &'static str,
     batches: Batches,
-    ours: &mut Ours,
+    ours: &mut Ours<'_>,
     ssh: Option<&Ssh>,
 ) -> anyhow::Result<()> {
     let Batches { at_once, tasks, rounds } = batches;
@@ -137,16 +137,24 @@ fn rate(
 }
 
 /// A client of the hub that dispatches, and listens to what comes of it.
-struct Ours {
+struct Ours<'a> {
+    stack: &'a Stack,
     path: String,
     connections: Vec<Client>,
     events: Events,
 }
 
-impl Ours {
-    fn new(stack: &Stack) -> anyhow::Result<Self> {
-        let connections = (0..AT_ONCE).map(|_| stack.hub.connect()).collect::<anyhow::Result<_>>()?;
-        Ok(Self { path: stack.dispatch_path(), connections, events: stack.events()? })
+impl<'a> Ours<'a> {
+    fn new(stack: &'a Stack) -> anyhow::Result<Self> {
+        let mut ours = Self { stack, path: stack.dispatch_path(), connections: Vec::new(), events: stack.events()? };
+        ours.connect(1)?;
+        Ok(ours)
+    }
+
+    /// Fresh connections, because the hub ends those on which nothing happened while another tool had its turn.
+    fn connect(&mut self, count: usize) -> anyhow::Result<()> {
+        self.connections = (0..count).map(|_| self.stack.hub.connect()).collect::<anyhow::Result<_>>()?;
+        Ok(())
     }
 
     fn first_byte(&mut self) -> anyhow::Result<Duration> {
@@ -169,6 +177,7 @@ impl Ours {
     /// Runs this many tasks to their end, so many at a time.
     fn batch(&mut self, tasks: usize, at_once: usize) -> anyhow::Result<Duration> {
         let body = json!({"argv": ["/bin/true"]}).to_string();
+        self.connect(at_once)?;
         let since = Instant::now();
         let mut dispatched = 0;
         for ended in 0..tasks {

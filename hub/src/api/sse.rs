@@ -24,7 +24,11 @@ use super::{
     problem::Problem,
     rate::Permit,
 };
-use crate::hub::Hub;
+use crate::{
+    account::AccountError,
+    failure::{Failure as _, Kind},
+    hub::Hub,
+};
 
 /// Proxies cut connections that are silent for 30 to 60 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -75,7 +79,9 @@ impl Vigil {
 async fn guard(hub: Arc<Hub>, credential: Credential, shut_out: CancellationToken) {
     loop {
         tokio::time::sleep(KEEP_ALIVE).await;
-        if credential.actor(&hub).await.is_err() {
+        // A store that is overloaded says nothing about the reader.
+        let refused = |error: AccountError| !matches!(error.kind(), Kind::Internal | Kind::TooMany | Kind::Unavailable);
+        if credential.actor(&hub).await.is_err_and(refused) {
             return shut_out.cancel();
         }
     }

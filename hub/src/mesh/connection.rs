@@ -4,7 +4,10 @@
 //! ([`super::delivery`]).
 
 use std::{
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +55,8 @@ pub struct NodeHandle {
     /// This start of the peer: tasks are signed for it.
     pub(crate) boot_nonce: Bytes,
     pub(crate) slots: Mutex<Slots>,
+    /// Another connection has taken its place, or it has ended: it leases no more tasks.
+    pub(crate) retired: Arc<AtomicBool>,
     pub(crate) state: Mutex<State>,
     changed: Notify,
 }
@@ -84,10 +89,19 @@ impl NodeHandle {
 
     /// See [`crate::hub::Mesh::reserve`].
     pub fn reserve(&self) -> Reservation {
-        if !lock(&self.state).ready {
-            return Reservation::Offline;
+        let ready = lock(&self.state).ready;
+        let mut slots = lock(&self.slots);
+        if ready && slots.take() {
+            Reservation::Slot
+        } else if ready || slots.is_registering() {
+            Reservation::Full
+        } else {
+            Reservation::Offline
         }
-        if lock(&self.slots).take() { Reservation::Slot } else { Reservation::Full }
+    }
+
+    fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
     }
 
     pub(crate) fn close(&self, code: CloseCode) {
@@ -240,12 +254,14 @@ impl Caller {
             connection: self.connection.clone(),
             boot_nonce: self.request.boot_nonce.clone(),
             slots: Mutex::new(Slots::new(slots)),
+            retired: Arc::default(),
             state: Mutex::new(State { ready: false, policy: Policy::new(policy), relay }),
             changed: Notify::new(),
         });
         let older = lock(&network.nodes).insert(self.node, handle.clone());
         if let Some(older) = older {
             // The same peer after a change of network, or its key on two machines: the newer connection stays.
+            older.retire();
             older.close(CloseCode::Superseded);
         }
         let guard = Leave { network: network.clone(), handle: handle.clone() };
@@ -257,12 +273,10 @@ impl Caller {
         let connection =
             presence::Connection { id: handle.number, relay: relay.map(|relay| relay.to_string()), path: Some("relay".into()) };
         // Before anybody is told: whoever hears that the node is online may send it a task at once.
-        lock(&handle.state).ready = active;
+        handle.set_ready(active);
         hub.node_online(self.node, connection.clone()).await?;
         tracing::info!(node = ?self.node, name = record.name, standing = ?record.standing, "a node is connected");
-        if let Some(plan) = plan {
-            handle.carry_out(plan);
-        }
+        handle.carry_out(plan.unwrap_or_default());
         let reason = self.keep_in_touch(&handle, record, &connection).await;
         drop(guard);
         hub.node_offline(self.node, handle.number, &reason).await?;
@@ -293,7 +307,7 @@ impl Caller {
                     };
                     quiet.as_mut().reset(tokio::time::Instant::now() + silence);
                     if std::mem::take(&mut silent) {
-                        lock(&handle.state).ready = record.standing == Standing::Active;
+                        handle.set_ready(record.standing == Standing::Active);
                         if let Err(error) = hub.node_online(self.node, online.clone()).await { return error.to_string() }
                     }
                     match frame {
@@ -332,7 +346,7 @@ impl Caller {
                 () = &mut quiet, if !silent => {
                     // The connection stays: the node may come back to it within QUIC's own patience.
                     silent = true;
-                    lock(&handle.state).ready = false;
+                    handle.set_ready(false);
                     if let Err(error) = hub.node_offline(self.node, handle.number, "silent: no heartbeat").await { return error.to_string() }
                 }
                 () = self.network.lifecycle.stopping() => {
@@ -354,12 +368,9 @@ impl Caller {
         };
         let policy = hub.policy_of(self.node).await.map_err(|error| error.to_string())?.unwrap_or_default();
         lock(&handle.slots).resize(slots_of(&policy, self.request.capabilities.as_ref()));
-        let newly_active = {
-            let mut state = lock(&handle.state);
-            state.policy = Policy::new(policy);
-            let active = record.standing == Standing::Active;
-            active && !std::mem::replace(&mut state.ready, active)
-        };
+        lock(&handle.state).policy = Policy::new(policy);
+        let active = record.standing == Standing::Active;
+        let newly_active = active && !handle.set_ready(active);
         let configuration = configure(&self.network, handle, &record, Vec::new()).await.map_err(|error| error.to_string())?;
         let frame = HubFrame { frame: Some(hub_frame::Frame::Configuration(configuration)) };
         self.writer.send(&frame).await.map_err(|error| self.reason(&error))?;
@@ -427,13 +438,14 @@ struct Leave {
 
 impl Drop for Leave {
     fn drop(&mut self) {
+        self.handle.retire();
         let mut nodes = lock(&self.network.nodes);
         if nodes.get(&self.handle.node).is_some_and(|held| held.number == self.handle.number) {
             nodes.remove(&self.handle.node);
         }
         drop(nodes);
         let handle = self.handle.clone();
-        lock(&handle.state).ready = false;
+        handle.set_ready(false);
         handle.abandon(&self.network);
     }
 }

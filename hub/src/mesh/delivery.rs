@@ -4,8 +4,8 @@
 //! on with its output at the right offset, what never started is given again under a higher fence, what started and is not there any more is lost.
 
 use std::{
-    collections::{HashMap, VecDeque},
-    sync::Arc,
+    collections::{HashMap, HashSet, VecDeque},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -60,11 +60,35 @@ pub(crate) struct Slots {
     waiting: VecDeque<Task>,
     live: HashMap<TaskId, TaskCommands>,
     sequence: u64,
+    /// While the node registers: deliveries that wait until its inventory has been compared with the store.
+    late: Option<Vec<(Task, bool)>>,
+    /// What that comparison took charge of: deliveries of it that were under way then are out of date.
+    settled: HashSet<TaskId>,
 }
 
 impl Slots {
     pub(crate) fn new(total: u32) -> Self {
-        Self { total, used: 0, waiting: VecDeque::new(), live: HashMap::new(), sequence: 0 }
+        Self {
+            total,
+            used: 0,
+            waiting: VecDeque::new(),
+            live: HashMap::new(),
+            sequence: 0,
+            late: Some(Vec::new()),
+            settled: HashSet::new(),
+        }
+    }
+
+    /// The node's inventory has not been compared yet.
+    pub(crate) fn is_registering(&self) -> bool {
+        self.late.is_some()
+    }
+
+    /// Who may start now, in the order of arrival.
+    fn take_waiting(&mut self) -> Vec<Task> {
+        let free = usize::try_from(self.total.saturating_sub(self.used)).unwrap_or(0).min(self.waiting.len());
+        self.used += u32::try_from(free).unwrap_or(0);
+        self.waiting.drain(..free).collect()
     }
 
     pub(crate) fn take(&mut self) -> bool {
@@ -107,6 +131,13 @@ pub(crate) struct Plan {
     lost: Vec<(TaskId, &'static str)>,
 }
 
+impl Plan {
+    fn tasks(&self) -> impl Iterator<Item = TaskId> {
+        let whole = self.resume.iter().chain(&self.again).chain(&self.waiting).map(|task| task.id);
+        whole.chain(self.lost.iter().map(|(id, _)| *id))
+    }
+}
+
 /// How a task's stream is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Opening {
@@ -142,7 +173,7 @@ pub(crate) fn expire_later(hub: Arc<Hub>, task: &Task) {
 impl Network {
     /// After a start of the hub: tasks that wait expire in time, and tasks whose nodes do not come back are lost in time.
     pub(crate) async fn watch_open_tasks(self: Arc<Self>) -> Result<(), StoreError> {
-        let mut nodes = std::collections::HashSet::new();
+        let mut nodes = HashSet::new();
         for task in self.hub.all_open_tasks().await? {
             if task.state == State::Queued {
                 expire_later(self.hub.clone(), &task);
@@ -182,19 +213,37 @@ impl NodeHandle {
 
     /// See [`crate::hub::Mesh::deliver`].
     pub fn deliver(self: &Arc<Self>, task: Task, leased: bool) {
+        let ready = lock(&self.state).ready;
+        let mut slots = lock(&self.slots);
+        if let Some(late) = &mut slots.late {
+            late.push((task, leased));
+            return;
+        }
         if leased {
-            self.spawn(task, Opening::Start);
+            let stale = slots.settled.contains(&task.id);
+            drop(slots);
+            if !stale {
+                self.spawn(task, Opening::Start);
+            }
             return;
         }
         expire_later(self.hub.clone(), &task);
-        let ready = lock(&self.state).ready;
-        let mut slots = lock(&self.slots);
         if ready && slots.take() {
             drop(slots);
             self.lease_and_run(task);
         } else {
             slots.waiting.push_back(task);
         }
+    }
+
+    /// Whether tasks may go to the node from now on. Those that waited for that go at once.
+    pub(crate) fn set_ready(self: &Arc<Self>, ready: bool) -> bool {
+        let before = std::mem::replace(&mut lock(&self.state).ready, ready);
+        if ready {
+            let next = lock(&self.slots).take_waiting();
+            next.into_iter().for_each(|task| self.lease_and_run(task));
+        }
+        before
     }
 
     /// See [`crate::hub::Mesh::cancel`].
@@ -235,7 +284,7 @@ impl NodeHandle {
 
     /// Compares what the node says it holds with what the store says it should.
     pub(crate) async fn reconcile(&self, inventory: &[TaskInventory]) -> Result<Plan, StoreError> {
-        let open = self.hub.open_tasks_of(self.node).await?;
+        let open = self.hub.settled_tasks_of(self.node).await?;
         let mut plan = Plan::default();
         let held: HashMap<TaskId, &TaskInventory> =
             inventory.iter().filter_map(|item| Some((TaskId::from_slice(&item.task_id).ok()?, item))).collect();
@@ -268,8 +317,18 @@ impl NodeHandle {
         Ok(plan)
     }
 
-    /// Does what [`Self::reconcile`] found.
+    /// Does what [`Self::reconcile`] found, and then what came meanwhile.
     pub(crate) fn carry_out(self: &Arc<Self>, plan: Plan) {
+        let late = {
+            let mut slots = lock(&self.slots);
+            slots.settled = plan.tasks().collect();
+            slots.late.take().unwrap_or_default()
+        };
+        for (task, leased) in late {
+            if !plan.tasks().any(|id| id == task.id) {
+                self.deliver(task, leased);
+            }
+        }
         for task in plan.resume {
             lock(&self.slots).used += 1;
             self.spawn(task, Opening::Resume);
@@ -281,7 +340,7 @@ impl NodeHandle {
             }
             for task in plan.again {
                 // Under a higher fence: should the first delivery arrive after all, the node refuses it.
-                if let Ok(task) = handle.hub.requeue(task.id).await {
+                if let Ok(task) = handle.hub.requeue(task.id, task.fence).await {
                     handle.deliver(task, false);
                 }
             }
@@ -294,7 +353,9 @@ impl NodeHandle {
     fn lease_and_run(self: &Arc<Self>, task: Task) {
         let handle = self.clone();
         tokio::spawn(async move {
-            match handle.hub.lease(task.id).await {
+            // A connection that has been replaced takes no more: its successor has looked at the task already.
+            let retired = handle.retired.clone();
+            match handle.hub.lease_if(task.id, move || !retired.load(Ordering::SeqCst)).await {
                 Ok(task) => handle.spawn(task, Opening::Start),
                 Err(error) => {
                     tracing::debug!(task = %task.id, %error, "a waiting task was not leased");

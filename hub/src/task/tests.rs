@@ -174,9 +174,12 @@ async fn a_node_that_is_away_is_waited_for_only_when_asked() {
     assert!(site.hub.lease(task.id).await.is_err());
     // What is with a node does not expire; what waits again does.
     assert!(matches!(site.hub.expire(task.id).await, Err(TransitionError::NotAllowed { now: State::Leased, .. })));
-    site.hub.requeue(task.id).await.unwrap();
+    site.hub.requeue(task.id, 1).await.unwrap();
+    assert_eq!(site.hub.requeue(task.id, 1).await.unwrap().state, State::Queued);
     assert_eq!(site.hub.lease(task.id).await.unwrap().fence, 2);
-    site.hub.requeue(task.id).await.unwrap();
+    // Whoever still speaks of the first lease does not take the second one away.
+    assert!(matches!(site.hub.requeue(task.id, 1).await, Err(TransitionError::OldFence)));
+    site.hub.requeue(task.id, 2).await.unwrap();
     let expired = site.hub.expire(task.id).await.unwrap();
     assert_eq!((expired.state, expired.code.as_deref()), (State::Expired, Some("not_started_in_time")));
     assert_eq!(site.hub.expire(task.id).await.unwrap(), expired);
@@ -291,7 +294,10 @@ async fn bring(site: &Site, ann: &Actor, task: &Task, news: News) {
         News::Reject => drop(hub.reject(id, "x", "x").await),
         News::Expire => drop(hub.expire(id).await),
         News::Lose => drop(hub.lose(id, "x").await),
-        News::Requeue => drop(hub.requeue(id).await),
+        News::Requeue => {
+            let now = hub.find_task(id).await.unwrap().unwrap();
+            drop(hub.requeue(id, now.fence).await);
+        }
         News::Cancel => drop(hub.cancel(ann, id).await),
     }
 }

@@ -176,6 +176,35 @@ async fn a_task_is_lost_with_its_peer_and_is_not_run_again() -> Result<()> {
 }
 
 #[tokio::test]
+async fn no_task_runs_twice_however_often_its_peer_dies() -> Result<()> {
+    let Stage { hub, session, mut peer } = Stage::set().await?;
+    let mut tasks = Vec::new();
+    for i in 0..40 {
+        // Some end at once, some are under way when the peer dies.
+        let script = format!("echo ran >> runs{i}; sleep 0.{}; echo done", i % 4);
+        tasks.push(hub.dispatch(&session, &Shell { queue_timeout_ms: 60_000, ..Shell::script(script) }).await?.id);
+        if i % 10 == 9 {
+            peer.process.kill9().await?;
+            peer.restart()?;
+        }
+    }
+    let mut succeeded = 0;
+    for (i, task) in tasks.iter().enumerate() {
+        let ran = hub.finish(task, Duration::from_secs(30)).await?;
+        let runs = fs::read_to_string(peer.workspace(&session).join(format!("runs{i}"))).unwrap_or_default();
+        match ran.task.state.as_str() {
+            "succeeded" => assert_eq!((runs.as_str(), ran.stdout.as_str()), ("ran\n", "done\n"), "{:?}", ran.task),
+            "lost" => assert!(runs == "ran\n" || runs.is_empty(), "{runs:?} {:?}", ran.task),
+            other => panic!("{other}: {:?}", ran.task),
+        }
+        succeeded += usize::from(ran.task.state == "succeeded");
+    }
+    assert!(succeeded >= 10, "those of the last peer at least: {succeeded}");
+    assert_eq!(peer.task_processes(), []);
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_hub_that_is_stopped_ends_in_good_order_and_running_tasks_go_on() -> Result<()> {
     let Stage { mut hub, session, peer } = Stage::set().await?;
     let (shell, expected) = numbered();
