@@ -14,10 +14,12 @@ use std::{
 use anyhow::{Context as _, ensure};
 use cortex_peer::{
     mesh::{self, KeySequences, MeshOptions},
+    mirror::Mirror,
     task::{Bounds, Tasks, TasksOptions},
 };
 use cortex_runtime::{clock, lifecycle::Lifecycle};
 use cortex_wire::{
+    id::NodeId,
     invite,
     key::SecretKey,
     schema::{Capabilities, HealthReport, SandboxPolicy},
@@ -98,8 +100,11 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
         let mut permit = Some(joining.clone().acquire_owned().await?);
         let (invite, terms) = invite::read(text, clock::now_ms())?;
         let count = registered.clone();
+        let key = SecretKey::from_seed(clock::random());
+        let place = folder.join(format!("fleet/{number}"));
         let options = MeshOptions {
-            key: SecretKey::from_seed(clock::random()),
+            mirror: Mirror::new(place.join("work"), &place, NodeId::from(key.public())),
+            key,
             hub: terms.hub,
             relays: terms.relays.clone(),
             invite: Some((invite, terms)),

@@ -12,6 +12,7 @@
 //! | [`body`], [`paging`], [`view`] | reading requests, lists in pages, what records look like from outside |
 //! | [`account`], [`invite`], [`node`], [`session`], [`task`], [`admin`], [`health`] | the routes of these concepts |
 //! | [`output`] | a task's output as bytes |
+//! | [`files`], [`workspace`], [`history`] | a session's files: contents, the workspace as a whole, what it was |
 //! | [`sse`], [`tail`], [`position`], [`stream`] | event streams, exact over reconnects |
 //! | [`download`], [`dist`], [`pages`] | bringing a machine in; pages without a script framework |
 //! | [`metrics`] | counts for operators |
@@ -34,8 +35,10 @@ pub mod caller;
 pub mod credential;
 pub mod dist;
 pub mod download;
+pub mod files;
 pub mod guard;
 pub mod health;
+pub mod history;
 pub mod invite;
 pub mod listener;
 pub mod metrics;
@@ -54,6 +57,7 @@ pub mod stream;
 pub mod tail;
 pub mod task;
 pub mod view;
+pub mod workspace;
 
 #[cfg(test)]
 mod tests;
@@ -166,6 +170,9 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(session::routes())
         .merge(task::routes())
         .merge(output::routes())
+        .merge(files::routes())
+        .merge(workspace::routes())
+        .merge(history::routes())
         .merge(stream::routes())
         .merge(admin::routes())
         .merge(health::routes())

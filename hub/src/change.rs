@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use cortex_wire::id::{SessionId, UserId};
+use cortex_wire::id::{NodeId, SessionId, UserId};
 
 use crate::{
     audit,
     events::{self, Feeds},
-    hub::Hub,
+    hub::{Hub, Mesh},
     keys::HubKeys,
     record::{Event, Notice},
     store::{StoreError, WriteTx},
@@ -24,13 +24,17 @@ struct Outbox {
     events: Vec<Event>,
     notices: Vec<Notice>,
     then: Vec<Then>,
+    regrouped: Vec<NodeId>,
 }
 
 impl Outbox {
     /// Whoever hears of a change finds its consequences done: what follows comes before what is told.
-    fn release(self, feeds: &Feeds) {
+    fn release(self, feeds: &Feeds, mesh: Option<&Arc<dyn Mesh>>) {
         for then in self.then {
             then();
+        }
+        if let Some(mesh) = mesh {
+            self.regrouped.into_iter().for_each(|node| mesh.sessions_changed(node));
         }
         for event in self.events {
             feeds.tell_session(event);
@@ -72,6 +76,13 @@ impl Change<'_> {
         audit::append(self.tx, self.keys, self.now_ms, audit::Act { actor: self.by, verb, object, detail })
     }
 
+    /// The node came into a session or left one, or a session of it is no longer what it was: the mesh is told.
+    pub(crate) fn regrouped(&mut self, node: NodeId) {
+        if !self.outbox.regrouped.contains(&node) {
+            self.outbox.regrouped.push(node);
+        }
+    }
+
     /// Runs `then` after the commit.
     pub(crate) fn then(&mut self, then: impl FnOnce() + Send + 'static) {
         self.outbox.then.push(Box::new(then));
@@ -96,14 +107,14 @@ impl Hub {
         E: From<StoreError> + Send + 'static,
     {
         let now_ms = self.now_ms();
-        let (db, keys, feeds) = (self.db.clone(), Arc::clone(&self.keys), self.feeds.clone());
+        let (db, keys, feeds, mesh) = (self.db.clone(), Arc::clone(&self.keys), self.feeds.clone(), self.mesh().cloned());
         let work = move |tx: &mut dyn WriteTx| {
             let mut change = Change { tx, now_ms, by: &by, keys: &keys, outbox: Outbox::default() };
             let value = work(&mut change)?;
             Ok((value, change.outbox))
         };
         let release = move |(value, outbox): (T, Outbox)| {
-            outbox.release(&feeds);
+            outbox.release(&feeds, mesh.as_ref());
             value
         };
         async move { db.write_then(work, release).await }

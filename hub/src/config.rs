@@ -30,6 +30,8 @@ pub struct Config {
     pub name: String,
     /// Where everything is kept; none: [`default_data_dir`].
     pub data_dir: Option<PathBuf>,
+    /// Where the contents of workspaces are kept; none: `mirrors` in the data directory.
+    pub mirror_dir: Option<PathBuf>,
     /// Where HTTP is served.
     pub listen: SocketAddr,
     /// The address that people type.
@@ -86,6 +88,7 @@ impl Default for Config {
         Self {
             name: "Cortex hub".into(),
             data_dir: None,
+            mirror_dir: None,
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 8080)),
             public_url: None,
             allowed_hosts: Vec::new(),

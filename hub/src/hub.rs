@@ -21,6 +21,7 @@ use crate::{
     failure::{Failure, Kind},
     invite,
     keys::{HubKeys, KeysError},
+    mirror::Mirrors,
     output::{OutputError, Outputs},
     presence::PresenceTable,
     record::{Task, tables::PROBE},
@@ -115,6 +116,8 @@ pub trait Mesh: Send + Sync + 'static {
     fn stdin(&self, task: TaskId, node: NodeId, offset: u64, data: Bytes, end: bool) -> BoxFuture<'static, Result<u64, StdinError>>;
     /// The node was revoked, deleted or approved, or its policy or name changed.
     fn node_changed(&self, node: NodeId);
+    /// The node was attached to a session or detached from one, or a session of it began or ceased to be in use.
+    fn sessions_changed(&self, node: NodeId);
     /// The relays of this hub, most wanted first.
     fn relays(&self) -> Vec<RelayStatus>;
 }
@@ -151,13 +154,15 @@ pub struct HubOptions {
     pub name: String,
     /// Where browsers reach it; no slash at the end.
     pub public_url: String,
+    /// Where the contents of workspaces are kept; none: `mirrors` in the data directory.
+    pub mirror_dir: Option<PathBuf>,
     /// The time.
     pub clock: Clock,
 }
 
 impl Default for HubOptions {
     fn default() -> Self {
-        Self { name: "Cortex hub".into(), public_url: String::new(), clock: Clock::default() }
+        Self { name: "Cortex hub".into(), public_url: String::new(), mirror_dir: None, clock: Clock::default() }
     }
 }
 
@@ -201,6 +206,8 @@ pub struct Hub {
     pub presence: PresenceTable,
     /// What tasks print.
     pub outputs: Outputs,
+    /// Workspaces, and what they hold.
+    pub mirrors: Mirrors,
     pub(crate) logins: Logins,
     options: HubOptions,
     data_dir: PathBuf,
@@ -251,7 +258,9 @@ impl Hub {
         let opened = tokio::task::spawn_blocking(move || Foundation::open(&dir, now_ms)).await;
         let Foundation { keys, store, lock } = opened.map_err(|_| StoreError::Panicked)??;
         let db = Db::new(Arc::new(store));
+        let mirror_dir = options.mirror_dir.clone().unwrap_or_else(|| data_dir.join("mirrors"));
         let hub = Arc::new(Self {
+            mirrors: Mirrors::new(mirror_dir),
             outputs: Outputs::new(data_dir.join("output"), db.clone()),
             db,
             keys: Arc::new(keys),
@@ -290,6 +299,11 @@ impl Hub {
     /// Milliseconds since the Unix epoch.
     pub fn now_ms(&self) -> i64 {
         self.options.clock.now_ms()
+    }
+
+    /// Where the time comes from.
+    pub(crate) fn clock(&self) -> Clock {
+        self.options.clock.clone()
     }
 
     /// Connects the network side, once.
@@ -337,6 +351,9 @@ async fn sweep_hourly(hub: Weak<Hub>) {
         let Some(hub) = hub.upgrade() else { return };
         if let Err(error) = hub.sweep().await {
             tracing::warn!(%error, "could not remove what has expired");
+        }
+        if let Err(error) = hub.sweep_mirrors().await {
+            tracing::warn!(%error, "could not remove chunks that nothing names");
         }
     }
 }

@@ -15,6 +15,7 @@
 //! | [`invite`], [`node`], [`session`], [`task`] | the concepts of these names |
 //! | [`presence`] | which nodes are there, in memory |
 //! | [`output`], [`stdin`] | what tasks print, and what is typed into them |
+//! | [`mirror`] | workspaces: the files of sessions, the same on every attached node |
 //! | [`counts`] | how many there are of what |
 //! | [`events`] | numbered feeds, and following them live |
 //! | [`mesh`] | the network side: relays, connections of nodes, delivery of tasks |
@@ -35,6 +36,7 @@ pub mod hub;
 pub mod invite;
 pub mod keys;
 pub mod mesh;
+pub mod mirror;
 pub mod node;
 pub mod operator;
 pub mod output;

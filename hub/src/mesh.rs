@@ -9,11 +9,13 @@
 //! | [`relays`] | the relay in this process, and links to others |
 //! | [`connection`] | one node's connection: proof, registration, heartbeat |
 //! | [`delivery`] | tasks on a node: slots, streams, output, results |
+//! | [`workspace`] | one stream for each workspace on a node |
 
 pub mod admission;
 pub mod connection;
 pub mod delivery;
 pub mod relays;
+pub mod workspace;
 
 use std::{
     collections::HashMap,
@@ -49,6 +51,9 @@ use crate::{
 
 /// What this program calls itself towards others.
 pub const AGENT: &str = concat!("cortex-hub ", env!("CARGO_PKG_VERSION"));
+
+/// What the relay in this process keeps of sealed chunks. Little: the hub's own disk cache is beside it.
+const CACHE_BYTES: u64 = 64 << 20;
 
 /// How the network side runs.
 #[derive(Debug)]
@@ -194,6 +199,7 @@ fn embed(
         hubs: vec![hub.id()],
         max_links: 50_000,
         bytes_per_second: 0,
+        cache_bytes: CACHE_BYTES,
     })?;
     let ticket_key = StatedKey { key: hub.keys.ticket.public(), sequence: 0 };
     let authority = gatekeeper.for_relay(relay.id());
@@ -246,6 +252,12 @@ impl Mesh for Network {
             handle.changed();
         } else {
             self.cut_links(node);
+        }
+    }
+
+    fn sessions_changed(&self, node: NodeId) {
+        if let Some(handle) = self.node(node) {
+            handle.regroup();
         }
     }
 

@@ -15,6 +15,7 @@ use cortex_wire::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod mirror;
 pub mod tables;
 
 /// What an account may do.
@@ -647,7 +648,7 @@ pub struct Task {
 pub struct Event {
     /// Which session.
     pub session: SessionId,
-    /// From 1, without gaps.
+    /// From 1, without gaps; 0: live only, not stored.
     pub seq: u64,
     /// When.
     pub at_ms: i64,

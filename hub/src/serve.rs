@@ -40,7 +40,8 @@ pub async fn start(config: &Config, lifecycle: &Lifecycle, parts: &mut Parts) ->
     let http = socket.local_addr()?;
     let url = config.public_url.as_ref().map_or_else(|| format!("http://{http}"), ToString::to_string);
     let data_dir = config.data_dir();
-    let options = HubOptions { name: config.name.clone(), public_url: url.clone(), ..HubOptions::default() };
+    let options =
+        HubOptions { name: config.name.clone(), public_url: url.clone(), mirror_dir: config.mirror_dir.clone(), ..HubOptions::default() };
     let hub = Hub::open(&data_dir, options).await?;
     let network = Network::start(hub.clone(), network_options(config, &data_dir)?, lifecycle.clone(), parts).await?;
     let api = Api::new(hub.clone(), config.api_options(), lifecycle.clone());

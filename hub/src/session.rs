@@ -16,6 +16,7 @@ use crate::{
     change::Change,
     failure::Refused,
     hub::Hub,
+    mirror,
     node::{self, NodeAccess},
     record::{
         Event, Member, MemberRole, Node, Scope, Session, SessionStatus, Standing,
@@ -113,6 +114,7 @@ pub(crate) fn attach(change: &mut Change<'_>, session: &mut Session, node: &Node
     }
     session.nodes.push(node.id);
     SESSIONS_OF_NODE.insert(change.tx, &node.id, &session.id)?;
+    change.regrouped(node.id);
     change.event(session.id, "node_attached", json!({ "node_id": node.id, "name": node.name, "user_id": by }))?;
     change.audit("session.attach", &object(session.id), node.id.key().as_bytes())?;
     Ok(save(change, session, "node_attached")?)
@@ -127,6 +129,10 @@ pub(crate) fn detach(change: &mut Change<'_>, session: &mut Session, node: NodeI
     }
     session.epoch += 1;
     SESSIONS_OF_NODE.remove(change.tx, &node, &session.id)?;
+    mirror::keys::renew(change.tx, session)?;
+    // The others are given the new key.
+    change.regrouped(node);
+    session.nodes.iter().for_each(|other| change.regrouped(*other));
     change.event(session.id, "node_detached", json!({ "node_id": node, "reason": reason }))?;
     change.audit("session.detach", &object(session.id), node.key().as_bytes())?;
     save(change, session, "node_detached")
@@ -229,6 +235,7 @@ impl Hub {
             let mut session = owned_by(change.tx, &actor, id)?;
             session.title = update.title.as_deref().map_or(session.title, title);
             session.status = update.status.unwrap_or(session.status);
+            session.nodes.iter().for_each(|node| change.regrouped(*node));
             let data = json!({ "title": session.title, "status": session.status, "user_id": actor.user });
             change.event(id, "session_updated", data)?;
             change.audit("session.update", &object(id), format!("{:?} {}", session.status, session.title).as_bytes())?;
@@ -244,7 +251,7 @@ impl Hub {
     /// [`Refused`].
     pub async fn delete_session(&self, actor: &Actor, id: SessionId) -> Result<(), Refused> {
         let actor = actor.clone();
-        let (mesh, feeds, outputs) = (self.mesh().cloned(), self.feeds.clone(), self.outputs.clone());
+        let (mesh, feeds, outputs, mirrors) = (self.mesh().cloned(), self.feeds.clone(), self.outputs.clone(), self.mirrors.clone());
         self.change(actor.subject(), move |change| {
             let session = owned_by(change.tx, &actor, id)?;
             let mut gone = Vec::new();
@@ -265,7 +272,9 @@ impl Hub {
             }
             for node in &session.nodes {
                 SESSIONS_OF_NODE.remove(change.tx, node, &id)?;
+                change.regrouped(*node);
             }
+            mirror::forget(change.tx, id)?;
             SESSIONS.delete(change.tx, &id)?;
             change.audit("session.delete", &object(id), b"")?;
             let data = json!({ "session_id": id, "title": session.title, "change": "deleted" });
@@ -273,6 +282,7 @@ impl Hub {
             change.then(move || {
                 outputs.remove(gone);
                 feeds.end_session(id);
+                mirrors.remove(session.user_id, id);
             });
             Ok(())
         })

@@ -1,6 +1,6 @@
 //! Ordered tables with durable transactions.
 //!
-//! A [`Store`] keeps byte keys and byte values in numbered tables; that is all an adapter has to know. [`Table`] puts types on it (JSON values
+//! A [`Store`] keeps byte keys and byte values in numbered tables; that is all an adapter has to know. [`Table`] puts types on it (values
 //! under keys that sort), [`Db`] runs closures in transactions, and the domain is written once over both.
 //!
 //! **Invariants**, which the tests in `contract` check for every adapter: a write is one atomic transaction; its closure's failure undoes it and
@@ -19,7 +19,7 @@ pub mod migrate;
 pub mod redb;
 mod table;
 
-pub use table::{IdKey, Index, Key, Span, Table};
+pub use table::{Codec, IdKey, Index, Json, Key, Proto, Span, Table};
 
 /// Why the store failed.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -104,6 +104,8 @@ impl Mesh for NotingMesh {
         lock(&self.calls).push(Call::NodeChanged(node));
     }
 
+    fn sessions_changed(&self, _node: NodeId) {}
+
     fn relays(&self) -> Vec<RelayStatus> {
         let endpoint = RelayEndpoint { address: "hub.example:443".into(), id: key(60_000).public().into(), region: "eu".into() };
         vec![RelayStatus { endpoint, embedded: true, online: true, nodes: 0, rtt_us: None, version: String::new() }]

@@ -5,6 +5,7 @@
 //! | [`config`] | the settings |
 //! | [`state`] | what is kept between two starts |
 //! | [`mesh`] | the network side: link, connection to the hub |
+//! | [`mirror`] | the workspaces of attached sessions, kept like the hub's |
 //! | [`task`] | which tasks may start, which run, which wait to be collected |
 //! | [`journal`] | what must be remembered of tasks if the peer dies |
 //! | [`shell`] | one shell task: a program, its pipes, its end |
@@ -19,6 +20,7 @@ pub mod doctor;
 pub mod health;
 pub mod journal;
 pub mod mesh;
+pub mod mirror;
 pub mod process;
 pub mod shell;
 pub mod state;

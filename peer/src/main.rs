@@ -14,6 +14,7 @@ use cortex_peer::{
     doctor,
     health::Health,
     mesh::{self, KeySequences, MeshError, MeshOptions, Registered},
+    mirror::Mirror,
     process,
     state::{self, HubRecord, RelayRecord, Sequences, State},
     task::{Tasks, TasksOptions},
@@ -24,7 +25,7 @@ use cortex_runtime::{
     telemetry,
 };
 use cortex_wire::{
-    id::HubId,
+    id::{HubId, NodeId},
     invite::{self, RelayEndpoint, Terms},
     key::SecretKey,
     limits,
@@ -298,6 +299,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     })
     .or_exit(exit::FAILURE)?;
     tokio::spawn(drain_alone(lifecycle.clone(), tasks.clone()));
+    let mirror = Mirror::new(settings.workspace_dir(), state.path(), NodeId::from(key.public()));
 
     let described = capabilities::quick(tasks.slots(), &settings.workspace_dir());
     let (describe, capabilities) = watch::channel(described.clone());
@@ -316,11 +318,13 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         capabilities,
         health: Box::new(move || health.report()),
         tasks: tasks.clone(),
+        mirror: mirror.clone(),
         remember: Box::new(remember(state, config, tasks.clone(), membership)),
         max_retries: settings.max_retries,
         lifecycle,
     };
     let outcome = mesh::run(options).await;
+    mirror.close().await;
     tasks.end_now();
     match outcome {
         Ok(()) => Ok(exit::OK),

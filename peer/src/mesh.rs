@@ -14,6 +14,7 @@ use std::{
 };
 
 use cortex_runtime::{
+    chunk::ChunkClient,
     clock::{self, Backoff},
     lifecycle::Lifecycle,
     link::{self, Link, LinkError},
@@ -34,6 +35,7 @@ use tokio::sync::watch;
 
 use crate::{
     mesh::session::{Ended, RegisterError, Session},
+    mirror::Mirror,
     task::Tasks,
 };
 
@@ -70,6 +72,8 @@ pub struct MeshOptions {
     pub health: Box<dyn FnMut() -> HealthReport + Send>,
     /// Runs tasks.
     pub tasks: Tasks,
+    /// Keeps workspaces in sync.
+    pub mirror: Mirror,
     /// Called after each registration with what should be kept for the next start.
     pub remember: Remember,
     /// Tries in a row before giving up; `None`: never.
@@ -311,6 +315,7 @@ impl Mesh {
     }
 
     async fn dial_until_linked(&mut self) -> Result<Uplink, MeshError> {
+        self.options.mirror.set_chunks(None);
         loop {
             let relays = &self.options.relays;
             let Some(relay) = relays.get(self.next_relay % relays.len().max(1)).cloned() else {
@@ -318,6 +323,7 @@ impl Mesh {
             };
             match self.dial(&relay).await {
                 Ok(uplink) => {
+                    self.options.mirror.set_chunks(Some(Arc::new(ChunkClient::new(uplink.link.connection.clone()))));
                     tracing::info!(relay = relay.address, observed = uplink.link.welcome.observed_address, "linked to a relay");
                     return Ok(uplink);
                 }

@@ -39,6 +39,7 @@ mod run;
 mod stream;
 
 use record::Task;
+pub use stream::first_frame;
 
 /// How this node runs tasks, reported with each result.
 pub const SANDBOX_LEVEL: &str = "permissive";

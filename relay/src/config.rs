@@ -32,6 +32,8 @@ pub struct RelayConfig {
     pub max_links: usize,
     /// Bytes per second of one node, each way; 0: no limit.
     pub bytes_per_second: u64,
+    /// Memory for sealed chunks that several nodes may want.
+    pub cache_bytes: u64,
     /// How long links may take to move when the relay stops.
     pub drain_ms: u64,
     /// Logs.
@@ -49,6 +51,7 @@ impl Default for RelayConfig {
             http: None,
             max_links: 10_000,
             bytes_per_second: 0,
+            cache_bytes: 256 << 20,
             drain_ms: 2_000,
             log: LogConfig::default(),
         }

@@ -57,6 +57,18 @@ async fn metrics(State(relay): State<Arc<Relay>>) -> String {
     );
     line("cortex_relay_forwarded_packets_total", "counter", "Packets forwarded.", &one(counters.packets.load(Relaxed)));
     line("cortex_relay_forwarded_bytes_total", "counter", "Bytes forwarded.", &one(counters.bytes.load(Relaxed)));
+    let chunks = relay.chunks();
+    let passed = &chunks.counters;
+    let sources = [("cache", &passed.from_cache), ("hub", &passed.from_hub)];
+    let given = sources.map(|(source, bytes)| (format!("{{source=\"{source}\"}}"), bytes.load(Relaxed)));
+    line("cortex_relay_chunk_bytes_total", "counter", "Bytes of sealed chunks for nodes, by where they came from.", &given);
+    line(
+        "cortex_relay_stored_chunk_bytes_total",
+        "counter",
+        "Bytes of sealed chunks that nodes stored.",
+        &one(passed.stored.load(Relaxed)),
+    );
+    line("cortex_relay_cache_bytes", "gauge", "Bytes of sealed chunks held in memory.", &one(chunks.bytes()));
     let dropped: Vec<_> =
         Drop::ALL.iter().map(|reason| (format!("{{reason=\"{}\"}}", reason.label()), counters.dropped(*reason))).collect();
     line("cortex_relay_dropped_packets_total", "counter", "Packets dropped, by reason.", &dropped);

@@ -8,9 +8,11 @@
 //! | [`route`] | who may send where: the pure table |
 //! | [`socket`] | the UDP port: own packets to QUIC, the rest forwarded in batches |
 //! | [`link`] | one node's or hub's link: handshake, admission, life |
+//! | [`chunk`] | sealed chunks: cache, and one request to the hub for many nodes |
 //! | [`tenant`] | the hubs this relay serves |
 //! | [`config`], [`http`] | the operator's side |
 
+pub mod chunk;
 pub mod config;
 pub mod http;
 pub mod link;
@@ -64,6 +66,8 @@ pub struct Options {
     pub max_links: usize,
     /// Bytes per second of one node, each way; 0: no limit.
     pub bytes_per_second: u64,
+    /// Memory for sealed chunks that were asked for or stored lately.
+    pub cache_bytes: u64,
 }
 
 /// Why a relay cannot start.
@@ -94,6 +98,7 @@ pub struct Relay {
     next_link: AtomicU64,
     max_links: usize,
     bytes_per_second: u64,
+    chunks: Arc<chunk::Cache>,
 }
 
 impl Relay {
@@ -127,6 +132,7 @@ impl Relay {
             next_link: AtomicU64::new(1),
             max_links: options.max_links,
             bytes_per_second: options.bytes_per_second,
+            chunks: chunk::Cache::new(options.cache_bytes),
         }))
     }
 
@@ -146,6 +152,11 @@ impl Relay {
     /// What passed and what was dropped so far.
     pub fn counters(&self) -> &socket::Counters {
         &self.socket.counters
+    }
+
+    /// The sealed chunks that it holds, and what passed of them.
+    pub fn chunks(&self) -> &chunk::Cache {
+        &self.chunks
     }
 
     /// Links of nodes and hubs right now.

@@ -11,15 +11,16 @@ use std::{
 };
 
 use cortex_runtime::{
-    clock,
+    chunk, clock,
     lifecycle::Lifecycle,
+    quic,
     stream::{FrameReader, FrameWriter, StreamError},
     tls,
 };
 use cortex_wire::{
     PROTOCOL_VERSION,
     close::CloseCode,
-    id::{HubId, NodeId},
+    id::{HubId, NodeId, SessionId},
     invite,
     key::{PublicKey, find_statement},
     limits,
@@ -31,10 +32,11 @@ use cortex_wire::{
     text, ticket,
 };
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     AGENT, Relay,
+    chunk::LinkChunks,
     route::{Admitted, Budget},
     tenant::{Authority, LinkedHub, Tenant, hub_offline},
 };
@@ -291,6 +293,8 @@ impl Arrival {
             return;
         }
         tracing::debug!(node = self.key.short(), address = %self.connection.remote_address(), "a node is linked");
+        let sessions = watch::Sender::new(grant.sessions.clone());
+        self.serve_chunks(&tenant, sessions.subscribe());
         let mut told_to_move = false;
         let reason = loop {
             let frame = tokio::select! {
@@ -327,6 +331,7 @@ impl Arrival {
                             let admitted = Admitted { address, tenant: tenant.index(), is_hub: false, link: entered.number, budget };
                             self.relay.socket.table_mut().admit(route, admitted);
                         }
+                        sessions.send_replace(renewed.sessions.clone());
                         grant = renewed;
                     }
                     Err(refused) => tracing::debug!(code = refused.code, "a ticket was not renewed"),
@@ -344,6 +349,13 @@ impl Arrival {
         }
     }
 
+    /// Answers the streams that the node opens beside the link's own, until the link ends.
+    fn serve_chunks(&self, tenant: &Arc<Tenant>, sessions: watch::Receiver<Vec<SessionId>>) {
+        quic::widen(&self.connection, limits::CHUNK_STREAMS, 0);
+        let chunks = LinkChunks::new(self.relay.chunks.clone(), tenant.clone(), sessions);
+        tokio::spawn(chunk::serve_all(self.connection.clone(), chunks, Some(NodeId::from(self.key))));
+    }
+
     async fn live_as_hub(mut self, lifecycle: Lifecycle, _own: Route, tenant: Arc<Tenant>, ticket_key: PublicKey, instance: u64) {
         let route = Route::of(tenant.hub().key());
         let entered = self.enter(route, tenant.index(), true, Budget::Unlimited);
@@ -351,7 +363,8 @@ impl Arrival {
             return;
         }
         let (frames, mut outgoing) = mpsc::channel(256);
-        let hub = LinkedHub::new(frames);
+        quic::widen(&self.connection, 0, limits::RELAY_CHUNK_STREAMS);
+        let hub = LinkedHub::new(frames, self.connection.clone());
         tenant.connect(entered.number, ticket_key, instance, hub.clone() as Arc<dyn Authority>);
         tracing::info!(hub = %tenant.hub(), address = %self.connection.remote_address(), "the hub is linked");
         let reason = loop {

@@ -131,6 +131,7 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
         hubs: settings.hubs.clone(),
         max_links: settings.max_links,
         bytes_per_second: settings.bytes_per_second,
+        cache_bytes: settings.cache_bytes,
     })?;
     let lifecycle = Lifecycle::new();
     tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));

@@ -6,12 +6,12 @@
 use std::{
     collections::HashMap,
     fmt,
-    future::Future,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+pub use cortex_runtime::chunk::BoxFuture;
+use cortex_runtime::chunk::{ChunkClient, ChunkSource};
 use cortex_wire::{
     id::HubId,
     key::PublicKey,
@@ -19,15 +19,14 @@ use cortex_wire::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-/// A boxed future, as trait objects need it.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
-
-/// A hub, as a relay sees it: it decides who is admitted, and hears who has left.
+/// A hub, as a relay sees it: it decides who is admitted, hears who has left, and holds the chunks of its sessions.
 pub trait Authority: Send + Sync + 'static {
     /// Whether the node may use this relay.
     fn admit(&self, admission: Admission) -> BoxFuture<'_, Answer>;
     /// A node's link has ended.
     fn gone(&self, gone: NodeGone);
+    /// The chunks that it holds.
+    fn chunks(&self) -> Arc<dyn ChunkSource>;
 }
 
 /// One hub.
@@ -102,6 +101,7 @@ impl fmt::Debug for Tenant {
 /// A hub at the other end of a link.
 pub struct LinkedHub {
     frames: mpsc::Sender<FromRelay>,
+    chunks: ChunkClient,
     pending: Mutex<Pending>,
 }
 
@@ -117,8 +117,8 @@ impl LinkedHub {
     /// Newcomers that one hub is asked about at once.
     const PENDING: usize = 512;
 
-    pub(crate) fn new(frames: mpsc::Sender<FromRelay>) -> Arc<Self> {
-        Arc::new(Self { frames, pending: Mutex::default() })
+    pub(crate) fn new(frames: mpsc::Sender<FromRelay>, connection: quinn::Connection) -> Arc<Self> {
+        Arc::new(Self { frames, chunks: ChunkClient::new(connection), pending: Mutex::default() })
     }
 
     /// The hub has answered.
@@ -157,6 +157,10 @@ impl Authority for LinkedHub {
     fn gone(&self, gone: NodeGone) {
         // When the hub's queue is full, its own silence timer finds out.
         let _ = self.frames.try_send(FromRelay { frame: Some(Frame::NodeGone(gone)) });
+    }
+
+    fn chunks(&self) -> Arc<dyn ChunkSource> {
+        Arc::new(self.chunks.clone())
     }
 }
 

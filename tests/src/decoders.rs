@@ -14,7 +14,7 @@ use cortex_wire::{
     route,
     schema::{
         Enrolment, FromRelay, FromTask, HubFrame, HubHello, InviteProof, KeyPurpose, LinkAnswer, LinkHello, NodeFrame, RegistrationRequest,
-        RelayAddress, SandboxPolicy, Signed, SyncConfiguration, TaskOpen, TaskRequest, TaskResponse, ToRelay, ToTask,
+        RelayAddress, SandboxPolicy, Signed, StreamOpen, SyncConfiguration, TaskRequest, TaskResponse, ToRelay, ToTask,
     },
     task::{self, Gate, SequenceWindow},
     text, ticket,
@@ -64,7 +64,7 @@ fn frames(bytes: &[u8]) {
     read_all::<SyncConfiguration>(bytes, limits::CONTROL_FRAME_BYTES);
     read_all::<HubFrame>(bytes, limits::CONTROL_FRAME_BYTES);
     read_all::<NodeFrame>(bytes, limits::CONTROL_FRAME_BYTES);
-    read_all::<TaskOpen>(bytes, limits::TASK_FRAME_BYTES);
+    read_all::<StreamOpen>(bytes, limits::TASK_FRAME_BYTES);
     read_all::<ToTask>(bytes, limits::TASK_FRAME_BYTES);
     read_all::<FromTask>(bytes, limits::TASK_FRAME_BYTES);
 }

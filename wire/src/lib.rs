@@ -11,10 +11,12 @@
 //! | [`invite`], [`ticket`] | permissions: to enrol one node, to use one relay |
 //! | [`task`] | a task's states and the checks before it may start |
 //! | [`policy`] | what a node allows |
+//! | [`mirror`] | workspaces: entries, trees, changes, chunks |
 //! | [`route`] | connection ids as addresses |
 //! | [`close`] | why a connection is closed |
 //! | [`frame`] | messages on a stream |
 //! | [`limits`] | every bound, with its reason |
+//! | [`mirror`] | one workspace, the same everywhere: tree, changes, what is accepted, what to do next |
 //! | [`text`] | strings that strangers supply |
 
 pub mod close;
@@ -23,6 +25,7 @@ pub mod id;
 pub mod invite;
 pub mod key;
 pub mod limits;
+pub mod mirror;
 pub mod policy;
 pub mod route;
 pub mod task;

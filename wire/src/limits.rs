@@ -46,3 +46,35 @@ pub const BEFORE_AUTHENTICATION_MS: u64 = 10_000;
 pub const HEARTBEAT_MS: u64 = 5_000;
 /// A node that was silent for this long is shown offline: a heartbeat, a retransmission, and some air.
 pub const SILENCE_MS: u64 = 8_500;
+/// Largest frame on a workspace stream: a packed batch, or a long drift report.
+pub const WORKSPACE_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// Changes in one batch. More go in several: others get a turn, and a frame stays small.
+pub const BATCH_OPS: usize = 2_048;
+/// A batch before compression. 2,048 changes of ordinary files take about 250 KiB.
+pub const BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// A path in a workspace. Linux's own limit.
+pub const PATH_BYTES: usize = 4_096;
+/// A file's or folder's name. The limit of all common file systems.
+pub const PATH_COMPONENT_BYTES: usize = 255;
+/// Folders below one another in a workspace.
+pub const PATH_DEPTH: usize = 128;
+/// Plain bytes in one chunk. Larger ones compress little better and make small edits dearer.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+/// A chunk as it travels: header, tag, and bytes that did not compress.
+pub const SEALED_CHUNK_BYTES: usize = CHUNK_BYTES + 1024;
+/// Chunks named in one request.
+pub const CHUNK_REQUEST: usize = 8_192;
+/// The first frame of a chunk stream, or an answer that lists chunks: a full request, and what is around it.
+pub const CHUNK_OPEN_BYTES: usize = CHUNK_REQUEST * 32 + 1024;
+/// Chunk streams that a node may have open on its link. A transfer takes one or two.
+pub const CHUNK_STREAMS: u32 = 8;
+/// Chunk streams that a relay may have open on its link to a hub: it asks in small groups, for many nodes.
+pub const RELAY_CHUNK_STREAMS: u32 = 128;
+/// Spans in one entry or page.
+pub const SPANS: usize = 512;
+/// The largest file of a workspace.
+pub const FILE_BYTES: u64 = 16 * 1024 * 1024 * 1024;
+/// Entries of one workspace.
+pub const WORKSPACE_ENTRIES: usize = 1_000_000;
+/// Sessions in one ticket.
+pub const TICKET_SESSIONS: usize = 256;

@@ -1,8 +1,11 @@
 //! A ticket: a hub's permission for one node to use one relay for a few minutes, verified by the relay offline.
 
+use bytes::Bytes;
+
 use crate::{
-    id::{HubId, NodeId, RelayId},
+    id::{HubId, NodeId, RelayId, SessionId},
     key::{Domain, KeyError, PublicKey, SecretKey},
+    limits,
     route::Route,
     schema::{Signed, Ticket},
 };
@@ -22,7 +25,7 @@ pub enum TicketError {
 }
 
 /// What a verified ticket grants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// Who may use the relay.
     pub node: NodeId,
@@ -34,18 +37,35 @@ pub struct Grant {
     pub bytes_per_second: u64,
     /// Only enough to redeem an invite.
     pub enrolling: bool,
+    /// Whose chunks the node may fetch and store, at most [`limits::TICKET_SESSIONS`].
+    pub sessions: Vec<SessionId>,
 }
 
-/// Signs a ticket for `node` at `relay`.
-pub fn issue(ticket_key: &SecretKey, hub: &HubId, relay: &RelayId, node: &NodeId, expires_at_ms: i64, enrolling: bool) -> Signed {
+impl Grant {
+    /// For a node, until then, at the relay's own rate, without sessions.
+    pub fn new(node: NodeId, expires_at_ms: i64) -> Self {
+        Self { node, route: Route::of(node.key()), expires_at_ms, bytes_per_second: 0, enrolling: false, sessions: Vec::new() }
+    }
+
+    /// Also to fetch and store chunks of these sessions. Of too many, the last ones are taken: ids sort by time.
+    pub fn with_sessions(self, mut sessions: Vec<SessionId>) -> Self {
+        sessions.sort_unstable();
+        let sessions = sessions.split_off(sessions.len().saturating_sub(limits::TICKET_SESSIONS));
+        Self { sessions, ..self }
+    }
+}
+
+/// Signs a ticket for `relay` that grants `grant`.
+pub fn issue(ticket_key: &SecretKey, hub: &HubId, relay: &RelayId, grant: &Grant) -> Signed {
     let ticket = Ticket {
         hub_root: hub.key().to_bytes(),
         relay_key: relay.key().to_bytes(),
-        node_key: node.key().to_bytes(),
-        route: bytes::Bytes::copy_from_slice(Route::of(node.key()).as_bytes()),
-        expires_at_ms,
-        bytes_per_second: 0,
-        enrolling,
+        node_key: grant.node.key().to_bytes(),
+        route: Bytes::copy_from_slice(grant.route.as_bytes()),
+        expires_at_ms: grant.expires_at_ms,
+        bytes_per_second: grant.bytes_per_second,
+        enrolling: grant.enrolling,
+        sessions: grant.sessions.iter().map(|session| Bytes::copy_from_slice(session.as_bytes())).collect(),
     };
     ticket_key.seal(Domain::Ticket, &ticket)
 }
@@ -74,12 +94,17 @@ pub fn check(
     if now_ms > ticket.expires_at_ms {
         return Err(TicketError::Expired);
     }
+    let session = |bytes: &Bytes| SessionId::from_slice(bytes).map_err(|_| TicketError::Forged(KeyError::BadBody));
+    if ticket.sessions.len() > limits::TICKET_SESSIONS {
+        return Err(TicketError::Forged(KeyError::BadBody));
+    }
     Ok(Grant {
         node: *node,
         route,
         expires_at_ms: ticket.expires_at_ms,
         bytes_per_second: ticket.bytes_per_second,
         enrolling: ticket.enrolling,
+        sessions: ticket.sessions.iter().map(session).collect::<Result<_, _>>()?,
     })
 }
 
@@ -95,14 +120,25 @@ mod tests {
     fn a_ticket_admits_its_node_at_its_relay_until_it_expires() {
         let (hub, relay, node) = (key(1).public().into(), key(2).public().into(), key(3).public().into());
         let ticket_key = key(4);
-        let signed = issue(&ticket_key, &hub, &relay, &node, 100, false);
+        let session = |n| SessionId(uuid::Uuid::from_u128(n));
+        let grant = Grant::new(node, 100).with_sessions(vec![session(2), session(1)]);
+        let signed = issue(&ticket_key, &hub, &relay, &grant);
         let public = ticket_key.public();
-        assert_eq!(check(&signed, &public, &hub, &relay, &node, 100).map(|g| g.node), Ok(node));
+        assert_eq!(check(&signed, &public, &hub, &relay, &node, 100), Ok(grant));
         assert_eq!(check(&signed, &public, &hub, &relay, &node, 101), Err(TicketError::Expired));
         let other = key(9).public();
         assert_eq!(check(&signed, &public, &hub, &other.into(), &node, 1), Err(TicketError::WrongAudience));
         assert_eq!(check(&signed, &public, &hub, &relay, &other.into(), 1), Err(TicketError::WrongAudience));
         assert_eq!(check(&signed, &public, &other.into(), &relay, &node, 1), Err(TicketError::WrongAudience));
         assert_eq!(check(&signed, &other, &hub, &relay, &node, 1), Err(TicketError::Forged(KeyError::BadSignature)));
+    }
+
+    #[test]
+    fn of_too_many_sessions_the_latest_are_granted() {
+        let most = limits::TICKET_SESSIONS as u128;
+        let sessions = (0..most + 5).rev().map(|n| SessionId(uuid::Uuid::from_u128(n))).collect();
+        let grant = Grant::new(key(3).public().into(), 100).with_sessions(sessions);
+        assert_eq!(grant.sessions.len(), limits::TICKET_SESSIONS);
+        assert_eq!(grant.sessions.first(), Some(&SessionId(uuid::Uuid::from_u128(5))));
     }
 }

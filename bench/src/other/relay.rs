@@ -100,7 +100,7 @@ impl PlainHub {
     async fn send(&self, relay: &RelayEndpoint, bytes: u64) -> anyhow::Result<()> {
         let key = SecretKey::from_seed(clock::random());
         let until = clock::now_ms() + 60_000;
-        let ticket = ticket::issue(&self.ticket, &self.id(), &relay.id, &key.public().into(), until, false);
+        let ticket = ticket::issue(&self.ticket, &self.id(), &relay.id, &ticket::Grant::new(key.public().into(), until));
         let end = End::link(Role::Peer, &key, &key, &self.id(), relay, Credential::Ticket(ticket)).await?;
         let connection = end.dial(&key, &self.root).await?;
         let (mut stream, _order) = connection.accept_bi().await?;
@@ -163,7 +163,15 @@ mod tests {
             alone(async {
                 let key = SecretKey::from_seed(clock::random());
                 let (listen, region) = (([127, 0, 0, 1], 0).into(), String::new());
-                let relay = Relay::bind(Options { listen, key, region, hubs: vec![served], max_links: 9, bytes_per_second: 0 })?;
+                let relay = Relay::bind(Options {
+                    listen,
+                    key,
+                    region,
+                    hubs: vec![served],
+                    max_links: 9,
+                    bytes_per_second: 0,
+                    cache_bytes: 1 << 20,
+                })?;
                 told.send(RelayEndpoint { address: relay.local_addr()?.to_string(), id: relay.id(), region: String::new() })?;
                 relay.run(life).await;
                 Ok(())

@@ -86,7 +86,8 @@ fn check(site: &Site, host: Option<&str>, method: &Method, headers: &HeaderMap) 
         Asker::Unknown if changes && cookie => return Err(foreign_page()),
         Asker::Foreign | Asker::Unknown => {}
     }
-    let has_body_method = matches!(*method, Method::POST | Method::PUT | Method::PATCH);
+    // A form can only POST, and nobody else's script may PUT here: files are uploaded as what they are.
+    let has_body_method = matches!(*method, Method::POST | Method::PATCH);
     if cookie && has_body_method && !is_json(headers) {
         return Err(Problem::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,

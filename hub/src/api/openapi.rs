@@ -22,12 +22,13 @@ answers 404, as what does not exist.
 - **Times** (`*_at_ms`) are milliseconds since the Unix epoch.
 - **Streams** are Server-Sent Events; `Last-Event-ID` (or `?last_event_id=`) goes on exactly behind an event.";
 
-const TAGS: [(&str, &str); 8] = [
+const TAGS: [(&str, &str); 9] = [
     ("account", "Set-up, login, and API tokens."),
     ("users", "Accounts; for administrators."),
     ("nodes", "Machines: invites, nodes, and what they allow."),
     ("sessions", "Conversations: who is in them, which nodes are attached, what was said."),
     ("tasks", "Commands on nodes, and what they print."),
+    ("files", "A session's workspace: its files, the same on every attached node; history, conflicts, locks, drift."),
     ("streams", "What happens, as it happens."),
     ("operation", "Relays, the audit log, probes and metrics."),
     ("download", "Programs for new nodes."),
@@ -60,6 +61,9 @@ fn components() -> Components {
 
 /// The document of all routes: every operation can also answer a problem.
 pub fn finish(mut document: OpenApi) -> OpenApi {
+    // OpenAPI has no name for a parameter that holds slashes.
+    let paths = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = paths.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
     for item in document.paths.paths.values_mut() {
         for operation in [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten() {
             add_problem(operation);

@@ -50,6 +50,12 @@ pub struct Document {
     /// The nodes to choose from, when it is not clear which one is meant.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     candidates: Vec<Candidate>,
+    /// What the request expected to find, when something else is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent_hash: Option<String>,
+    /// What is there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    current_hash: Option<String>,
     #[serde(skip)]
     retry_after_s: Option<u64>,
 }
@@ -80,6 +86,8 @@ impl Problem {
             fix: fix.into(),
             next_offset: None,
             candidates: Vec::new(),
+            parent_hash: None,
+            current_hash: None,
             retry_after_s: None,
         }))
     }
@@ -132,6 +140,14 @@ impl Problem {
         self
     }
 
+    /// The same problem with what was expected and what is there.
+    #[must_use]
+    pub fn with_hashes(mut self, parent: Option<String>, current: Option<String>) -> Self {
+        self.0.parent_hash = parent;
+        self.0.current_hash = current;
+        self
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.0.status
@@ -181,6 +197,13 @@ fn next_step(code: &str, kind: Kind) -> &'static str {
             "start cortex-peer on that machine (cortex-peer doctor finds what is wrong), or dispatch with queue_timeout_ms to wait for it"
         }
         "no_stdin" => "dispatch with `stdin: true`",
+        "stale_parent" => "read what is there now (current_hash), decide, and write again with its hash in If-Match",
+        "already_exists" => "choose another path, or replace it with If-Match and its hash (current_hash)",
+        "no_file" => "list the folder: GET /api/sessions/{id}/files?path=",
+        "locked" => "wait until the lock ends, or ask its owner; GET /api/sessions/{id}/workspace shows all locks",
+        "no_space" => "the hub's operator has to make room; nothing was changed",
+        "lock_lost" => "take a new lock: POST /api/sessions/{id}/workspace/lock",
+        "broken_upload" => "send it again; nothing of it was kept",
         "session_archived" => "take it up again: PATCH /api/sessions/{id} with status \"active\"",
         _ => match kind {
             Kind::Invalid => "correct the request; /api/docs describes every field",

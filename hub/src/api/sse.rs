@@ -64,6 +64,11 @@ impl Vigil {
         Ok(Self { lifecycle: api.lifecycle.clone(), ticks, shut_out, _guard: AbortOnDropHandle::new(guard), _permit: permit })
     }
 
+    /// Whether the response may go on now.
+    pub fn may_go_on(&self) -> bool {
+        !self.lifecycle.is_draining() && !self.shut_out.is_cancelled()
+    }
+
     /// Resolves when it is time for a sign of life (`true`), or to end (`false`). Safe to cancel.
     pub async fn tick(&mut self) -> bool {
         tokio::select! {

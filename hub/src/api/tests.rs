@@ -37,6 +37,7 @@ use crate::{
 mod access;
 mod documents;
 mod downloads;
+mod files;
 mod outputs;
 mod stories;
 mod streams;
@@ -70,6 +71,7 @@ impl Mesh for Quiet {
         Box::pin(async move { answer })
     }
     fn node_changed(&self, _node: NodeId) {}
+    fn sessions_changed(&self, _node: NodeId) {}
     fn relays(&self) -> Vec<RelayStatus> {
         let id = SecretKey::from_seed([250; 32]).public().into();
         let endpoint = RelayEndpoint { address: "127.0.0.1:4433".into(), id, region: String::new() };

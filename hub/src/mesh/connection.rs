@@ -38,7 +38,7 @@ use crate::{
     failure::Failure as _,
     hub::{Hub, Reservation, lock},
     invite::Redeem,
-    mesh::{AGENT, Network, admission::Gatekeeper, delivery::Slots},
+    mesh::{AGENT, Network, admission::Gatekeeper, delivery::Slots, workspace::Workspaces},
     node::Registration,
     presence,
     record::{Capabilities, Node, SandboxPolicy, Standing},
@@ -58,7 +58,9 @@ pub struct NodeHandle {
     /// Another connection has taken its place, or it has ended: it leases no more tasks.
     pub(crate) retired: Arc<AtomicBool>,
     pub(crate) state: Mutex<State>,
+    pub(crate) workspaces: Workspaces,
     changed: Notify,
+    regrouped: Notify,
 }
 
 /// What changes while a node is connected.
@@ -85,6 +87,11 @@ impl NodeHandle {
     /// The node's record has changed: it is told, or shut out.
     pub fn changed(&self) {
         self.changed.notify_one();
+    }
+
+    /// See [`crate::hub::Mesh::sessions_changed`].
+    pub fn regroup(&self) {
+        self.regrouped.notify_one();
     }
 
     /// See [`crate::hub::Mesh::reserve`].
@@ -256,7 +263,9 @@ impl Caller {
             slots: Mutex::new(Slots::new(slots)),
             retired: Arc::default(),
             state: Mutex::new(State { ready: false, policy: Policy::new(policy), relay }),
+            workspaces: Workspaces::default(),
             changed: Notify::new(),
+            regrouped: Notify::new(),
         });
         let older = lock(&network.nodes).insert(self.node, handle.clone());
         if let Some(older) = older {
@@ -277,6 +286,10 @@ impl Caller {
         hub.node_online(self.node, connection.clone()).await?;
         tracing::info!(node = ?self.node, name = record.name, standing = ?record.standing, "a node is connected");
         handle.carry_out(plan.unwrap_or_default());
+        if active {
+            // What was attached meanwhile is in the store already.
+            handle.regroup_workspaces().await?;
+        }
         let reason = self.keep_in_touch(&handle, record, &connection).await;
         drop(guard);
         hub.node_offline(self.node, handle.number, &reason).await?;
@@ -337,12 +350,16 @@ impl Caller {
                     Ok(changed) => record = changed,
                     Err(reason) => return reason,
                 },
-                _ = tickets.tick() => {
-                    let Some(relay) = handle.relay() else { continue };
-                    let ticket = Gatekeeper::ticket(&hub, &relay, &self.node, false);
-                    let frame = HubFrame { frame: Some(hub_frame::Frame::Ticket(ticket)) };
-                    if let Err(error) = self.writer.send(&frame).await { return self.reason(&error) }
+                () = handle.regrouped.notified() => {
+                    // The ticket first: what the streams announce is fetched with it.
+                    if let Err(reason) = self.renew_ticket(handle).await { return reason }
+                    if record.standing == Standing::Active
+                        && let Err(error) = handle.regroup_workspaces().await
+                    {
+                        return error.to_string();
+                    }
                 }
+                _ = tickets.tick() => if let Err(reason) = self.renew_ticket(handle).await { return reason },
                 () = &mut quiet, if !silent => {
                     // The connection stays: the node may come back to it within QUIC's own patience.
                     silent = true;
@@ -355,6 +372,14 @@ impl Caller {
                 }
             }
         }
+    }
+
+    /// Sends the node a fresh ticket for the relay that it comes through.
+    async fn renew_ticket(&mut self, handle: &NodeHandle) -> Result<(), String> {
+        let Some(relay) = handle.relay() else { return Ok(()) };
+        let ticket = Gatekeeper::ticket(&self.network.hub, &relay, &self.node).await.map_err(|error| error.to_string())?;
+        let frame = HubFrame { frame: Some(hub_frame::Frame::Ticket(ticket)) };
+        self.writer.send(&frame).await.map_err(|error| self.reason(&error))
     }
 
     /// Tells the node what changed, or shuts it out.
@@ -381,6 +406,7 @@ impl Caller {
                 path: Some("relay".into()),
             };
             hub.node_online(self.node, connection).await.map_err(|error| error.to_string())?;
+            handle.regroup_workspaces().await.map_err(|error| error.to_string())?;
         }
         Ok(record)
     }
@@ -415,6 +441,10 @@ async fn configure(
 ) -> Result<SyncConfiguration, crate::store::StoreError> {
     let hub = &network.hub;
     let policy: Signed = hub.keys.task.seal(Domain::Policy, &hub.policy_of(handle.node).await?.unwrap_or_default());
+    let ticket = match handle.relay() {
+        Some(relay) => Some(Gatekeeper::ticket(hub, &relay, &handle.node).await?),
+        None => None,
+    };
     let standing = if record.standing == Standing::Active { NodeStanding::Active } else { NodeStanding::Pending };
     Ok(SyncConfiguration {
         standing: standing.into(),
@@ -423,7 +453,7 @@ async fn configure(
         policy: Some(policy),
         heartbeat_ms: limits::HEARTBEAT_MS,
         relays: network.relay_endpoints().iter().map(RelayEndpoint::to_message).collect(),
-        ticket: handle.relay().map(|relay| Gatekeeper::ticket(hub, &relay, &handle.node, false)),
+        ticket,
         inventory,
         ephemeral: record.ephemeral,
         ..SyncConfiguration::default()
@@ -446,6 +476,7 @@ impl Drop for Leave {
         drop(nodes);
         let handle = self.handle.clone();
         handle.set_ready(false);
+        handle.workspaces.close();
         handle.abandon(&self.network);
     }
 }

@@ -19,9 +19,9 @@ use cortex_wire::{
     key::Domain,
     limits,
     schema::{
-        self, EnvironmentVariable, FromTask, InventoryAnswer, InventoryVerdict, OutputAck, SandboxMode, ShellTask, Signed, TaskCancel,
-        TaskInput, TaskInventory, TaskLimits, TaskOpen, TaskRequest, TaskResponse, TaskResume, ToTask, from_task, task_open, task_request,
-        to_task,
+        self, EnvironmentVariable, FromTask, InventoryAnswer, InventoryVerdict, OutputAck, SandboxMode, ShellTask, Signed, StreamOpen,
+        TaskCancel, TaskInput, TaskInventory, TaskLimits, TaskRequest, TaskResponse, TaskResume, ToTask, from_task, stream_open,
+        task_request, to_task,
     },
     task::State,
 };
@@ -399,10 +399,10 @@ impl NodeHandle {
         let (send, recv) = self.connection.open_bi().await?;
         let mut writer = FrameWriter::new(send);
         let open = match opening {
-            Opening::Start => task_open::Open::Start(self.sign(task)),
+            Opening::Start => stream_open::Open::Start(self.sign(task)),
             Opening::Resume => {
                 let mark = self.hub.outputs.lengths(task.id).await?;
-                task_open::Open::Resume(TaskResume {
+                stream_open::Open::Resume(TaskResume {
                     task_id: Bytes::copy_from_slice(task.id.as_bytes()),
                     stdout_offset: mark.stdout,
                     stderr_offset: mark.stderr,
@@ -410,7 +410,7 @@ impl NodeHandle {
                 })
             }
         };
-        writer.send(&TaskOpen { open: Some(open) }).await?;
+        writer.send(&StreamOpen { open: Some(open) }).await?;
         let delivery = Delivery {
             handle: self,
             task,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use cortex_runtime::{
+    chunk,
     clock::Backoff,
     link::{self, Link, LinkError},
 };
@@ -112,6 +113,8 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
     let (frames, mut outgoing) = mpsc::channel(1024);
     *lock(&link.live) =
         Live { online: true, version: text::clean(&welcome.agent, 64), rtt: Some(connection.rtt()), frames: Some(frames.clone()) };
+    // Ends with the connection.
+    tokio::spawn(chunk::serve_all(connection.clone(), gatekeeper.chunks(), None));
     let mut ping = tokio::time::interval(PING);
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut unanswered = 0u64;

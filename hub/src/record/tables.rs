@@ -1,11 +1,15 @@
 //! Which table holds what. Numbers are never used again for something else; 0 is the schema's.
 
-use cortex_wire::id::{InviteId, NodeId, SessionId, TaskId, UserId};
+use cortex_wire::{
+    id::{InviteId, NodeId, SessionId, TaskId, UserId},
+    schema,
+};
 
 use super::{
     ApiToken, AuditRow, Digest, Event, IdempotencyEntry, Invite, LoginSession, Node, Notice, OutputRecord, Session, SetupToken, Task, User,
+    mirror::{CommitRecord, ConflictRecord, WorkspaceRecord},
 };
-use crate::store::{Index, Table};
+use crate::store::{Index, Proto, Table};
 
 /// Users.
 pub const USERS: Table<UserId, User> = Table::new(1, "users");
@@ -51,5 +55,17 @@ pub const IDEMPOTENCY: Table<Digest, IdempotencyEntry> = Table::new(35, "idempot
 pub const NOTICES: Table<u64, Notice> = Table::new(40, "notices");
 /// The audit chain.
 pub const AUDIT: Table<u64, AuditRow> = Table::new(41, "audit");
+/// Where workspaces stand.
+pub const WORKSPACES: Table<SessionId, WorkspaceRecord> = Table::new(50, "workspaces");
+/// The keys that a workspace's contents are sealed with, by epoch.
+pub const WORKSPACE_KEYS: Table<(SessionId, u64), schema::WorkspaceKey, Proto> = Table::new(51, "workspace_keys");
+/// Commits, by revision.
+pub const COMMITS: Table<(SessionId, u64), CommitRecord, Proto> = Table::new(52, "commits");
+/// Whole trees, by revision and page: Puts in the order in which they apply.
+pub const SNAPSHOTS: Table<(SessionId, (u64, u64)), schema::PackedBatch, Proto> = Table::new(53, "snapshots");
+/// Changes that did not go in.
+pub const CONFLICTS: Table<(SessionId, u64), ConflictRecord, Proto> = Table::new(54, "conflicts");
+/// Answers to proposals that a node may send again, by its sequence.
+pub const VERDICTS: Table<(SessionId, (NodeId, u64)), schema::Verdict, Proto> = Table::new(55, "verdicts");
 /// Written and read by the readiness check.
 pub const PROBE: Table<str, i64> = Table::new(250, "probe");

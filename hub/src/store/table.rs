@@ -1,4 +1,4 @@
-//! Types on a store's tables: JSON values under keys that sort, and indexes.
+//! Types on a store's tables: values (JSON, protobuf or raw bytes) under keys that sort, and indexes.
 
 use std::{
     borrow::Cow,
@@ -120,14 +120,56 @@ impl Span {
     }
 }
 
-/// A table with JSON values of one type, under keys of one type.
-#[derive(Debug)]
-pub struct Table<K: ?Sized, V> {
-    id: TableId,
-    types: PhantomData<fn(&K) -> V>,
+/// How values become bytes.
+pub trait Codec<V> {
+    /// The bytes of a value, or why it has none.
+    ///
+    /// # Errors
+    /// A text.
+    fn encode(value: &V) -> Result<Vec<u8>, String>;
+    /// The value of the bytes, or why they are none.
+    ///
+    /// # Errors
+    /// A text.
+    fn decode(bytes: &[u8]) -> Result<V, String>;
 }
 
-impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Table<K, V> {
+/// JSON: for what people may want to look at.
+#[derive(Debug)]
+pub struct Json;
+
+impl<V: Serialize + DeserializeOwned> Codec<V> for Json {
+    fn encode(value: &V) -> Result<Vec<u8>, String> {
+        serde_json::to_vec(value).map_err(|error| error.to_string())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<V, String> {
+        serde_json::from_slice(bytes).map_err(|error| error.to_string())
+    }
+}
+
+/// Protobuf: for what is large or holds bytes.
+#[derive(Debug)]
+pub struct Proto;
+
+impl<V: prost::Message + Default> Codec<V> for Proto {
+    fn encode(value: &V) -> Result<Vec<u8>, String> {
+        Ok(value.encode_to_vec())
+    }
+
+    fn decode(bytes: &[u8]) -> Result<V, String> {
+        V::decode(bytes).map_err(|error| error.to_string())
+    }
+}
+
+/// A table with values of one type, under keys of one type.
+#[derive(Debug)]
+pub struct Table<K: ?Sized, V, C = Json> {
+    id: TableId,
+    types: PhantomData<fn(&K, C) -> V>,
+}
+
+impl<K: Key + ?Sized, V, C: Codec<V>> Table<K, V, C> {
     /// The table of this number.
     pub const fn new(number: u8, name: &'static str) -> Self {
         Self { id: TableId { number, name }, types: PhantomData }
@@ -138,7 +180,7 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Table<K, V> {
     }
 
     fn decode(&self, bytes: &[u8]) -> Result<V, StoreError> {
-        serde_json::from_slice(bytes).map_err(|error| self.row_error(error))
+        C::decode(bytes).map_err(|reason| self.row_error(reason))
     }
 
     /// The value at a key.
@@ -154,7 +196,7 @@ impl<K: Key + ?Sized, V: Serialize + DeserializeOwned> Table<K, V> {
     /// # Errors
     /// [`StoreError`].
     pub fn put(&self, tx: &mut dyn WriteTx, key: &K, value: &V) -> Result<(), StoreError> {
-        let bytes = serde_json::to_vec(value).map_err(|error| self.row_error(error))?;
+        let bytes = C::encode(value).map_err(|reason| self.row_error(reason))?;
         tx.put(self.id, &key.key(), &bytes)
     }
 

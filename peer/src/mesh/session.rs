@@ -20,8 +20,8 @@ use cortex_wire::{
     limits,
     route::Route,
     schema::{
-        FromRelay, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, SyncConfiguration, ToRelay,
-        from_relay, hub_frame, node_frame, to_relay,
+        FromRelay, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, StreamOpen, SyncConfiguration,
+        ToRelay, from_relay, hub_frame, node_frame, stream_open::Open, to_relay,
     },
     text,
 };
@@ -32,6 +32,10 @@ use tokio::{
 };
 
 use super::{AGENT, KeySequences, Mesh, Registered, Uplink};
+use crate::{
+    mirror::Mirror,
+    task::{self, Tasks},
+};
 
 /// A heartbeat should be answered within this time; then the link is probed…
 const ANSWER: Duration = Duration::from_secs(1);
@@ -39,8 +43,8 @@ const ANSWER: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A peer that is stopped lets its tasks run on this long, then cancels them.
 const DRAIN: Duration = Duration::from_secs(5);
-/// Task streams beyond the slots: resumptions and refusals overlap with what runs.
-const SPARE_STREAMS: u32 = 16;
+/// Streams beyond the slots: resumptions and refusals of tasks overlap with what runs, and each attached session has one.
+const SPARE_STREAMS: u32 = 16 + limits::TICKET_SESSIONS as u32;
 
 /// Why a session ended, and what of it is left.
 #[derive(Debug)]
@@ -340,12 +344,12 @@ impl Session {
         }
     }
 
-    /// Serves one task stream beside everything else.
+    /// Serves one stream, of a task or of a workspace, beside everything else.
     fn serve(&mut self, mesh: &Mesh, send: SendStream, recv: RecvStream) {
-        let tasks = mesh.options.tasks.clone();
+        let (tasks, mirror) = (mesh.options.tasks.clone(), mesh.options.mirror.clone());
         self.streams.spawn(async move {
-            if let Err(error) = tasks.serve(recv, send).await {
-                tracing::debug!(%error, "a task stream broke");
+            if let Err(error) = serve_stream(&tasks, &mirror, send, recv).await {
+                tracing::debug!(%error, "a stream of the hub broke");
             }
         });
     }
@@ -416,6 +420,15 @@ impl Traffic {
         let unanswered = sent > self.sent && received == self.received;
         *self = Self { sent, received };
         unanswered
+    }
+}
+
+async fn serve_stream(tasks: &Tasks, mirror: &Mirror, send: SendStream, recv: RecvStream) -> Result<(), StreamError> {
+    let mut reader = FrameReader::new(recv, limits::TASK_FRAME_BYTES);
+    let writer = FrameWriter::new(send);
+    match task::first_frame(&mut reader).await? {
+        StreamOpen { open: Some(Open::Workspace(open)) } => mirror.serve(open, reader, writer).await,
+        open => tasks.serve_opened(open, reader, writer).await,
     }
 }
 

@@ -180,7 +180,11 @@ fn open_folder(workspace_dir: &Path, session: &str, cwd: &str) -> Result<OwnedFd
     let workspace = workspace.map_err(at("the workspace folder cannot be used"))?;
     let root = match openat(&workspace, session, flags | OFlags::NOFOLLOW, Mode::empty()) {
         Err(Errno::NOENT) => {
-            mkdirat(&workspace, session, Mode::RWXU).map_err(at("the session's folder cannot be made"))?;
+            match mkdirat(&workspace, session, Mode::RWXU) {
+                // The mirror, or another task, was quicker.
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(at("the session's folder cannot be made")(error)),
+            }
             openat(&workspace, session, flags | OFlags::NOFOLLOW, Mode::empty())
         }
         result => result,

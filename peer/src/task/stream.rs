@@ -10,7 +10,7 @@ use cortex_wire::{
     id::TaskId,
     limits,
     schema::{
-        FromTask, InputAck, OutputStream, Signed, TaskOpen, TaskRejected, TaskResume, TaskStarted, ToTask, from_task, task_open::Open,
+        FromTask, InputAck, OutputStream, Signed, StreamOpen, TaskRejected, TaskResume, TaskStarted, ToTask, from_task, stream_open::Open,
         to_task,
     },
     task::Rejection,
@@ -53,6 +53,15 @@ impl Drop for Reader<'_> {
     }
 }
 
+/// What the hub opens a stream for.
+///
+/// # Errors
+/// [`StreamError`], also when it does not say so in time.
+pub async fn first_frame<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) -> Result<StreamOpen, StreamError> {
+    let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
+    timeout(patience, reader.expect()).await.map_err(|_| StreamError::Truncated)?
+}
+
 impl Tasks {
     /// Serves one stream of the hub: a new task, or one that goes on. Returns when the hub has the result, when it refused the task, or when
     /// a newer stream of the same task has come.
@@ -65,13 +74,25 @@ impl Tasks {
         W: AsyncWrite + Unpin + Send,
     {
         let mut reader = FrameReader::new(read, limits::TASK_FRAME_BYTES);
-        let mut writer = FrameWriter::new(write);
-        let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
-        let open: TaskOpen = timeout(patience, reader.expect()).await.map_err(|_| StreamError::Truncated)??;
+        let open = first_frame(&mut reader).await?;
+        self.serve_opened(open, reader, FrameWriter::new(write)).await
+    }
+
+    /// The same for a stream whose first frame was read.
+    ///
+    /// # Errors
+    /// As [`Tasks::serve`].
+    pub async fn serve_opened<R, W>(&self, open: StreamOpen, reader: FrameReader<R>, mut writer: FrameWriter<W>) -> Result<(), StreamError>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
         let found = match open.open {
             Some(Open::Start(signed)) => self.begin_for(&signed).await,
             Some(Open::Resume(resume)) => self.resume(&resume).await,
-            None => Err(TaskRejected { code: "malformed".into(), message: "neither a task nor one to go on with".into() }),
+            Some(Open::Workspace(_)) | None => {
+                Err(TaskRejected { code: "malformed".into(), message: "neither a task nor one to go on with".into() })
+            }
         };
         match found {
             Ok((task, cursors)) => self.converse(&task, cursors, reader, &mut writer).await,

@@ -17,8 +17,8 @@ use cortex_wire::{
     key::{Domain, SecretKey},
     limits, policy,
     schema::{
-        FromTask, OutputAck, OutputStream, SandboxMode, SandboxPolicy, ShellTask, Signed, TaskCancel, TaskInput, TaskLimits, TaskOpen,
-        TaskRejected, TaskRequest, TaskResponse, TaskResume, ToTask, from_task::Frame, task_open::Open, task_request::Kind, to_task,
+        FromTask, OutputAck, OutputStream, SandboxMode, SandboxPolicy, ShellTask, Signed, StreamOpen, TaskCancel, TaskInput, TaskLimits,
+        TaskRejected, TaskRequest, TaskResponse, TaskResume, ToTask, from_task::Frame, stream_open::Open, task_request::Kind, to_task,
     },
 };
 use tempfile::TempDir;
@@ -146,7 +146,7 @@ impl Hub {
         let serving = tokio::spawn(async move { tasks.serve(read, write).await });
         let (read, write) = tokio::io::split(ours);
         let mut writer = FrameWriter::new(write);
-        writer.send(&TaskOpen { open: Some(open) }).await.unwrap();
+        writer.send(&StreamOpen { open: Some(open) }).await.unwrap();
         Talk {
             reader: FrameReader::new(read, limits::TASK_FRAME_BYTES),
             writer,

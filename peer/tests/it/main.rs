@@ -6,6 +6,7 @@
 mod end;
 mod full_disk;
 mod hub;
+mod mirror;
 mod output;
 mod program;
 mod restart;

@@ -8,6 +8,7 @@ use std::{
 
 use cortex_relay::{Options, Relay};
 use cortex_runtime::{
+    chunk::ChunkClient,
     clock,
     lifecycle::Lifecycle,
     link::{self, Link, LinkError},
@@ -16,7 +17,7 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{HubId, NodeId},
+    id::{HubId, NodeId, SessionId},
     invite::RelayEndpoint,
     key::{SecretKey, state_key},
     route::{RelayTag, Route},
@@ -24,7 +25,7 @@ use cortex_wire::{
         AdmissionAnswer, FromRelay, HubCredential, KeyPurpose, LinkRefused, Signed, ToRelay, admission_answer::Answer, from_relay,
         link_hello::Credential, to_relay,
     },
-    ticket,
+    ticket::{self, Grant},
 };
 use quinn::{Connection, Endpoint};
 use tokio::{
@@ -87,6 +88,17 @@ impl Member {
         }
     }
 
+    pub async fn renew(&self, ticket: Signed) {
+        if let Some(link) = &mut *self.link.pings.lock().await {
+            link.writer.send(&ToRelay { frame: Some(to_relay::Frame::Renew(ticket)) }).await.unwrap();
+        }
+    }
+
+    /// The chunks at the other end of its link.
+    pub fn chunks(&self) -> ChunkClient {
+        ChunkClient::new(self.connection().clone())
+    }
+
     pub async fn revoke(&mut self, node: &SecretKey) {
         let order = ToRelay { frame: Some(to_relay::Frame::Revoke(node.public().to_bytes())) };
         self.orders.as_ref().expect("a hub").send(order).await.unwrap();
@@ -103,6 +115,7 @@ impl Lab {
             hubs: hubs.iter().map(|hub| HubId::from(key(*hub).public())).collect(),
             max_links: 100,
             bytes_per_second: 0,
+            cache_bytes: 16 << 20,
         })
         .unwrap();
         let lifecycle = Lifecycle::new();
@@ -116,9 +129,18 @@ impl Lab {
     }
 
     pub fn ticket(&self, hub: u8, node: &SecretKey, life_ms: i64) -> Signed {
-        let until = clock::now_ms() + life_ms;
-        let hub_id = key(hub).public().into();
-        ticket::issue(&purpose_key(hub, KeyPurpose::Ticket), &hub_id, &self.relay.id(), &node.public().into(), until, false)
+        self.ticket_for(hub, node, life_ms, &[])
+    }
+
+    pub fn ticket_for(&self, hub: u8, node: &SecretKey, life_ms: i64, sessions: &[SessionId]) -> Signed {
+        let grant = Grant::new(node.public().into(), clock::now_ms() + life_ms).with_sessions(sessions.to_vec());
+        ticket::issue(&purpose_key(hub, KeyPurpose::Ticket), &key(hub).public().into(), &self.relay.id(), &grant)
+    }
+
+    /// A node whose ticket lists these sessions.
+    pub async fn node_in(&self, hub: u8, seed: u8, sessions: &[SessionId]) -> Member {
+        let ticket = self.ticket_for(hub, &key(seed), 60_000, sessions);
+        self.link(&key(seed), hub, Some(Credential::Ticket(ticket))).await.unwrap()
     }
 
     async fn dial(

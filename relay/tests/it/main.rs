@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod chunk;
 mod lab;
 
 use std::time::Duration;
@@ -45,8 +46,8 @@ async fn strangers_are_refused_with_a_code() {
     let _hub = lab.hub(1).await;
     assert_eq!(code(&lab.link(&key(12), 1, None).await.unwrap_err()), "node_unknown");
     assert_eq!(code(&lab.link(&node, 9, None).await.unwrap_err()), "unknown_hub");
-    let foreign =
-        ticket::issue(&SecretKey::from_seed([99; 32]), &key(1).public().into(), &lab.relay.id(), &key(12).public().into(), i64::MAX, false);
+    let grant = ticket::Grant::new(key(12).public().into(), i64::MAX);
+    let foreign = ticket::issue(&SecretKey::from_seed([99; 32]), &key(1).public().into(), &lab.relay.id(), &grant);
     assert_eq!(code(&lab.link(&key(12), 1, Some(Credential::Ticket(foreign))).await.unwrap_err()), "node_unknown");
     let pretender = lab.link_as_hub(&key(13), 1, &key(13)).await.unwrap_err();
     assert_eq!(code(&pretender), "not_the_hub");

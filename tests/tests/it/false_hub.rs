@@ -24,7 +24,7 @@ use cortex_wire::{
     route::{RelayTag, Route},
     schema::{
         FromTask, HubCredential, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, SandboxMode, SandboxPolicy, ShellTask,
-        Signed, SyncConfiguration, TaskOpen, TaskRequest, TaskResponse, ToTask, from_task, link_hello::Credential, task_open::Open,
+        Signed, StreamOpen, SyncConfiguration, TaskRequest, TaskResponse, ToTask, from_task, link_hello::Credential, stream_open::Open,
         task_request::Kind, to_task,
     },
 };
@@ -142,7 +142,7 @@ impl Registered {
     async fn send(&self, scene: &Scene, signed: Signed) -> Result<String> {
         let (send, recv) = self.connection.open_bi().await?;
         let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(recv, limits::TASK_FRAME_BYTES));
-        writer.send(&TaskOpen { open: Some(Open::Start(signed)) }).await?;
+        writer.send(&StreamOpen { open: Some(Open::Start(signed)) }).await?;
         let told = async {
             loop {
                 match reader.expect::<FromTask>().await?.frame {

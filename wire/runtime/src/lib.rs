@@ -2,6 +2,7 @@
 //!
 //! | module | answers for |
 //! | --- | --- |
+//! | [`chunk`] | sealed chunks over streams of links |
 //! | [`clock`] | time and random bytes from outside |
 //! | [`config`] | one YAML file, environment and flags over it, helpful errors |
 //! | [`keyfile`] | a private key in a file that only its owner reads |
@@ -14,6 +15,7 @@
 //! | [`socket`] | the one socket under all of a node's connections |
 //! | [`tls`] | TLS between raw public keys |
 
+pub mod chunk;
 pub mod clock;
 pub mod config;
 pub mod keyfile;

@@ -106,6 +106,9 @@ async fn shake_hands(
     key: &SecretKey,
     hello: LinkHello,
 ) -> Result<Link, LinkError> {
+    // A relay asks its hub for chunks, and nodes for nothing; a node asks the relay.
+    let is_hub = matches!(hello.credential, Some(Credential::Hub(_)));
+    let (theirs, ours) = if is_hub { (limits::RELAY_CHUNK_STREAMS, 0) } else { (0, limits::CHUNK_STREAMS) };
     let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
     let config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
     let connection = endpoint.connect_with(config, virtual_address, "relay.cortex.invalid")?.await.map_err(|source| match source {
@@ -118,7 +121,10 @@ async fn shake_hands(
     writer.send(&hello).await?;
     let answer: LinkAnswer = reader.expect().await?;
     match answer.answer {
-        Some(Answer::Welcome(welcome)) => Ok(Link { connection, welcome, reader, writer }),
+        Some(Answer::Welcome(welcome)) => {
+            quic::widen(&connection, theirs, ours);
+            Ok(Link { connection, welcome, reader, writer })
+        }
         Some(Answer::Refused(refused)) => {
             connection.close(VarInt::from_u32(CloseCode::Done.number()), b"");
             Err(LinkError::Refused(refused))

@@ -52,7 +52,7 @@ impl ConnectionIdGenerator for Prefix {
 pub enum Purpose {
     /// Node to hub: tasks and their output.
     Mesh,
-    /// Node or hub to relay: a handshake and few small frames.
+    /// Node or hub to relay: a handshake and few small frames, and once it is admitted ([`widen`]), chunks.
     Link,
 }
 
@@ -122,6 +122,10 @@ fn transport(purpose: Purpose) -> TransportConfig {
     config.max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))));
     config.initial_rtt(Duration::from_millis(100));
     config.datagram_receive_buffer_size(None);
+    let mut cubic = CubicConfig::default();
+    // A larger start keeps the gap short when a path changes under a running transfer.
+    cubic.initial_window(64 << 10);
+    config.congestion_controller_factory(Arc::new(cubic));
     match purpose {
         Purpose::Mesh => {
             config.stream_receive_window(VarInt::from_u32(4 << 20));
@@ -130,13 +134,10 @@ fn transport(purpose: Purpose) -> TransportConfig {
             // The control stream, and one stream for each task; a peer raises the number to its slots.
             config.max_concurrent_bidi_streams(VarInt::from_u32(16));
             config.max_concurrent_uni_streams(VarInt::from_u32(0));
-            let mut cubic = CubicConfig::default();
-            // A larger start keeps the gap short when a path changes under a running transfer.
-            cubic.initial_window(64 << 10);
-            config.congestion_controller_factory(Arc::new(cubic));
         }
         Purpose::Link => {
-            config.stream_receive_window(VarInt::from_u32(128 << 10));
+            // The connection's window bounds it until the link is admitted.
+            config.stream_receive_window(VarInt::from_u32(LINK_STREAM_WINDOW));
             config.receive_window(VarInt::from_u32(256 << 10));
             config.send_window(256 << 10);
             config.max_concurrent_bidi_streams(VarInt::from_u32(1));
@@ -149,6 +150,20 @@ fn transport(purpose: Purpose) -> TransportConfig {
 /// Raises how many task streams the other side may open on a connection.
 pub fn allow_streams(connection: &quinn::Connection, streams: u32) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
+}
+
+/// What one stream of a link may bring before it is read.
+const LINK_STREAM_WINDOW: u32 = 2 << 20;
+
+/// Opens an admitted link for chunks. `theirs` and `ours`: streams that each side opens at a time.
+///
+/// All of them may stand still, because nobody reads on, and there is still room for the link's own frames: else a slow disk would end links.
+pub fn widen(connection: &quinn::Connection, theirs: u32, ours: u32) {
+    const SEND_WINDOW: u64 = 8 << 20;
+    connection.set_receive_window(VarInt::from_u32((theirs + ours + 1).saturating_mul(LINK_STREAM_WINDOW)));
+    connection.set_send_window(SEND_WINDOW);
+    // And the link's own, which is open from the beginning.
+    allow_streams(connection, theirs + 1);
 }
 
 /// A UDP socket with buffers that hold a burst: without them loopback alone loses thousands of packets.

@@ -35,6 +35,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         Self { inner, buffer: BytesMut::new(), limit }
     }
 
+    /// The same stream with another limit, once it is known what the stream is for.
+    #[must_use]
+    pub fn with_limit(mut self, limit: usize) -> Self {
+        self.limit = limit;
+        self
+    }
+
     /// The next frame, or `None` at the end of the stream. Safe to cancel: nothing that was read is lost.
     ///
     /// # Errors

@@ -2,6 +2,8 @@
 //!
 //! A change here is a change of the protocol (see the top of `proto/cortex.proto`). To accept one: `CORTEX_UPDATE_GOLDEN=1 cargo nextest run -p cortex-wire`.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use bytes::Bytes;
 use cortex_wire::{
     frame,
@@ -10,6 +12,11 @@ use cortex_wire::{
     schema::*,
 };
 use prost::Message;
+
+mod ignore_git;
+mod mirror_replica;
+mod mirror_sim;
+mod mirror_tree;
 
 const GOLDEN: &str = include_str!("golden.txt");
 
@@ -109,6 +116,7 @@ fn golden() -> String {
         expires_at_ms: 99,
         bytes_per_second: 1000,
         enrolling: true,
+        sessions: vec![],
     };
     let hello = LinkHello {
         version: 1,
@@ -156,7 +164,75 @@ fn golden() -> String {
         ("connection ids", [&cid[..], &link_cid[..]].concat()),
         ("PAE", pae(Domain::Task, &[b"a", b""])),
     ];
-    rows.iter().map(|(name, bytes)| format!("{name}: {}\n", hex(bytes))).collect()
+    rows.into_iter().chain(workspace()).map(|(name, bytes)| format!("{name}: {}\n", hex(&bytes))).collect()
+}
+
+/// Workspaces: stored for years at the hub and on nodes, so hashes and packed batches count as well as messages.
+fn workspace() -> Vec<(&'static str, Vec<u8>)> {
+    use cortex_wire::mirror::{
+        entry::{Content, Entry, Hash, Sid, Span},
+        op::{self, Op},
+        tree::Tree,
+    };
+    let path = |text: &str| text.parse().unwrap();
+    let spans = [Span { sid: Sid([1; 32]), offset: 7, length: 300 }, Span { sid: Sid([2; 32]), offset: 0, length: 700 }];
+    let file = Entry::File { content: Content { size: 1_000, hash: [3; 32], depth: 0, spans: spans.into() }, executable: true };
+    let large = Entry::File { content: Content { size: 1 << 30, hash: [4; 32], depth: 2, spans: spans[..1].into() }, executable: false };
+    let ops = [
+        Op::Put { path: path("src/main.rs"), parent: None, entry: file.clone() },
+        Op::Put { path: path("big"), parent: Some(Hash([5; 32])), entry: large.clone() },
+        Op::Put { path: path("link"), parent: None, entry: Entry::Symlink("../x".into()) },
+        Op::Put { path: path("empty"), parent: None, entry: Entry::Directory },
+        Op::Remove { path: path("old"), parent: Hash([6; 32]) },
+        Op::Move { from: path("a"), to: path("b/c"), parent: Hash([7; 32]) },
+    ];
+    let mut tree = Tree::default();
+    ops[..4].iter().for_each(|op| tree.apply(op).unwrap());
+    let batch = op::encode(&ops);
+    // What zstd makes of it may change with its version; what is inside may not.
+    let packed = PackedBatch { bytes: batch.encode_to_vec().into(), size: 0 };
+    assert_eq!(op::unpack(&packed, ops.len()).unwrap(), ops);
+    let lock =
+        WorkspaceLock { prefix: "src".into(), owner: "ann".into(), owner_node: key(2).public().to_bytes(), fence: 3, expires_at_ms: 99 };
+    let open = WorkspaceOpen {
+        session_id: bytes(8, 16),
+        keys: vec![WorkspaceKey { epoch: 1, key: bytes(9, 32) }],
+        chunk_seed: bytes(10, 8),
+        revision: 12,
+        root: bytes(11, 32),
+        locks: vec![lock],
+        paused: true,
+    };
+    let commit =
+        Commit { base: 11, revision: 12, root: bytes(11, 32), batch: Some(packed.clone()), author: key(2).public().to_bytes(), last: true };
+    let proposal = Proposal { sequence: 4, batch: Some(packed), task_id: bytes(8, 16) };
+    let objection = Objection { op: 2, code: "conflict".into(), message: "m".into() };
+    let verdict = Verdict { sequence: 4, base: 11, revision: 12, root: bytes(11, 32), objections: vec![objection] };
+    let page = SpanPage { chunks: batch.chunks.clone(), spans: vec![ChunkSpan { chunk: 1, offset: 2, length: 3 }] };
+    let fetch = ChunkOpen {
+        session_id: bytes(8, 16),
+        node_key: key(2).public().to_bytes(),
+        what: Some(chunk_open::What::Fetch(SidList { sids: bytes(1, 64) })),
+    };
+    vec![
+        ("StreamOpen.workspace.frame", frame::encode(&StreamOpen { open: Some(stream_open::Open::Workspace(open)) }).to_vec()),
+        (
+            "WorkspaceHello",
+            FromWorkspace { frame: Some(from_workspace::Frame::Hello(WorkspaceHello { revision: 12, root: bytes(11, 32) })) }
+                .encode_to_vec(),
+        ),
+        ("Commit", ToWorkspace { frame: Some(to_workspace::Frame::Commit(commit)) }.encode_to_vec()),
+        ("Proposal", FromWorkspace { frame: Some(from_workspace::Frame::Proposal(proposal)) }.encode_to_vec()),
+        ("Verdict", ToWorkspace { frame: Some(to_workspace::Frame::Verdict(verdict)) }.encode_to_vec()),
+        ("Entry", file.to_bytes()),
+        ("SpanPage", page.encode_to_vec()),
+        ("ChunkOpen.frame", frame::encode(&fetch).to_vec()),
+        (
+            "entry hashes",
+            [&file, &large, &Entry::Directory, &Entry::Symlink("../x".into())].iter().flat_map(|entry| entry.hash().0).collect(),
+        ),
+        ("tree hash", tree.root().0.to_vec()),
+    ]
 }
 
 #[test]

@@ -139,10 +139,15 @@ impl SessionSource {
     }
 
     fn tell_row(&mut self, event: Event) -> Bytes {
-        self.position.seq = event.seq;
+        // What is live only has no place in the log to go on behind.
+        let live_only = event.seq == 0;
+        if !live_only {
+            self.position.seq = event.seq;
+        }
         let mut out = Vec::new();
         let event = EventView::from(event);
-        write_event(&mut out, &event.kind, Some(&self.position.to_string()), &event);
+        let id = (!live_only).then(|| self.position.to_string());
+        write_event(&mut out, &event.kind, id.as_deref(), &event);
         out.into()
     }
 }

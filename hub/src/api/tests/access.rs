@@ -39,6 +39,11 @@ fn body_for(name: &str) -> Option<Value> {
         "post_message" => json!({"text": "x"}),
         "dispatch" => json!({"argv": ["true"]}),
         "write_stdin" => json!({"offset": 0, "data": "x"}),
+        "move_file" => json!({"from": "a", "to": "b"}),
+        "unlock_workspace" => json!({"fence": 1}),
+        "answer_node" => json!({"question": 1, "yes": true}),
+        "restore_workspace" => json!({"revision": 0}),
+        "resolve_conflict" => json!({"take": "mine"}),
         "bundle" => json!({"invite": "cxi1_x"}),
         _ => json!({}),
     })
@@ -83,7 +88,13 @@ impl Things {
             _ if path.starts_with("/api/users/") => &self.user,
             _ => "x",
         };
-        path.replace("{id}", id).replace("{node}", &self.node).replace("{user}", "ada").replace("{file}", "x")
+        path.replace("{id}", id)
+            .replace("{node}", &self.node)
+            .replace("{user}", "ada")
+            .replace("{file}", "x")
+            .replace("{path}", "x")
+            .replace("{revision}", "1")
+            .replace("{number}", "1")
     }
 }
 

@@ -1,0 +1,215 @@
+//! The ghost mirror on this node: a session's workspace is a folder here, and follows the hub's by itself.
+//!
+//! What to do is decided by the engine in `cortex_wire::mirror::replica`. This module gives it eyes and hands.
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`workspace`] | one workspace: what happens in it, in one order |
+//! | [`root`] | its folder, held open; the only way to its files |
+//! | [`watch`] | what was touched |
+//! | [`walk`], [`read`], [`ignore`] | what lies there now |
+//! | [`cache`] | what lay there when it was last looked at |
+//! | [`stage`], [`apply`] | putting the hub's version into its place |
+//! | [`upload`], [`download`], [`chunks`] | contents on their way |
+//! | [`store`] | what is kept over a restart |
+//! | [`drift`] | the difference to the hub, as a report |
+
+pub mod apply;
+pub mod cache;
+pub mod chunks;
+pub mod download;
+pub mod drift;
+pub mod ignore;
+pub mod read;
+pub mod root;
+pub mod stage;
+pub mod store;
+pub mod upload;
+pub mod walk;
+pub mod watch;
+pub mod workspace;
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use cortex_runtime::{
+    chunk::ChunkSource,
+    keyfile::make_private_dir,
+    stream::{FrameReader, FrameWriter, StreamError},
+};
+use cortex_wire::{
+    frame::FrameError,
+    id::{NodeId, SessionId},
+    limits,
+    schema::{FromWorkspace, ToWorkspace, WorkspaceOpen, WorkspaceProblem, WorkspaceStatus, from_workspace},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    sync::{mpsc, watch as channel},
+};
+
+use tokio_util::task::TaskTracker;
+use workspace::{Attachment, Exit, OpenError, Options, Workspace};
+
+/// Frames between a stream and its workspace.
+const FRAMES: usize = 64;
+/// A workspace whose state could not be kept is not opened again before.
+const BROKEN: Duration = Duration::from_secs(30);
+/// A workspace that is closed finishes what it does on the disk.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// The workspaces of this node. Cheap to clone.
+#[derive(Clone)]
+pub struct Mirror(Arc<Inner>);
+
+struct Inner {
+    workspace_dir: PathBuf,
+    state_dir: PathBuf,
+    node: NodeId,
+    chunks: channel::Sender<Option<Arc<dyn ChunkSource>>>,
+    open: Mutex<HashMap<SessionId, mpsc::Sender<Attachment>>>,
+    owners: TaskTracker,
+    /// Workspaces whose state could not be kept: when, and why.
+    broken: Mutex<HashMap<SessionId, (Instant, String)>>,
+}
+
+impl Mirror {
+    /// Nothing is opened before the hub asks for it.
+    pub fn new(workspace_dir: PathBuf, state_dir: &Path, node: NodeId) -> Self {
+        let chunks = channel::Sender::new(None);
+        Self(Arc::new(Inner {
+            workspace_dir,
+            state_dir: state_dir.join("mirror"),
+            node,
+            chunks,
+            open: Mutex::default(),
+            owners: TaskTracker::new(),
+            broken: Mutex::default(),
+        }))
+    }
+
+    /// The way to the chunks came or went.
+    pub fn set_chunks(&self, chunks: Option<Arc<dyn ChunkSource>>) {
+        self.0.chunks.send_replace(chunks);
+    }
+
+    /// Lets all workspaces go; their files stay as they are. Returns when what was learned of them is kept, or that takes too long.
+    pub async fn close(&self) {
+        self.open().clear();
+        self.0.owners.close();
+        let _ = tokio::time::timeout(CLOSE_WITHIN, self.0.owners.wait()).await;
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<SessionId, mpsc::Sender<Attachment>>> {
+        self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a workspace's stream, whose first frame was `open`, until one side ends it.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub async fn serve<R, W>(&self, open: WorkspaceOpen, reader: FrameReader<R>, mut writer: FrameWriter<W>) -> Result<(), StreamError>
+    where
+        R: AsyncRead + Unpin + Send,
+        W: AsyncWrite + Unpin + Send,
+    {
+        let session = SessionId::from_slice(&open.session_id).map_err(|_| FrameError::Malformed)?;
+        let mut reader = reader.with_limit(limits::WORKSPACE_FRAME_BYTES);
+        let (to, frames) = mpsc::channel(FRAMES);
+        let (send, mut from) = mpsc::channel(FRAMES);
+        if let Err(error) = self.attach(session, Attachment { open, frames, send }).await {
+            tracing::error!(%session, %error, "the workspace cannot be opened");
+            writer.send(&failed(&error.to_string())).await?;
+            return Ok(writer.inner_mut().shutdown().await?);
+        }
+        let hear = async {
+            while let Some(frame) = reader.next::<ToWorkspace>().await? {
+                if to.send(frame).await.is_err() {
+                    break;
+                }
+            }
+            Ok::<_, StreamError>(())
+        };
+        let say = async {
+            while let Some(frame) = from.recv().await {
+                writer.send::<FromWorkspace>(&frame).await?;
+            }
+            // The workspace has given this stream up.
+            Ok(writer.inner_mut().shutdown().await?)
+        };
+        tokio::select! {
+            heard = hear => heard,
+            said = say => said,
+        }
+    }
+
+    async fn attach(&self, session: SessionId, attachment: Attachment) -> Result<(), OpenError> {
+        let known = self.open().get(&session).filter(|known| !known.is_closed()).cloned();
+        let attachment = match known {
+            Some(known) => match known.send(attachment).await {
+                Ok(()) => return Ok(()),
+                Err(unsent) => unsent.0,
+            },
+            None => attachment,
+        };
+        let workspace = self.open_workspace(session).await?;
+        let (attach, attached) = mpsc::channel(4);
+        let _ = attach.send(attachment).await;
+        self.open().insert(session, attach);
+        self.0.owners.spawn(self.clone().keep(session, workspace, attached));
+        Ok(())
+    }
+
+    fn broken(&self) -> MutexGuard<'_, HashMap<SessionId, (Instant, String)>> {
+        self.0.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn open_workspace(&self, session: SessionId) -> Result<Workspace, OpenError> {
+        let options = Options {
+            workspace_dir: self.0.workspace_dir.clone(),
+            state_dir: self.0.state_dir.clone(),
+            session,
+            node: self.0.node,
+            chunks: self.0.chunks.subscribe(),
+        };
+        // To open it costs a look at everything: not again and again while a disk is full.
+        if let Some((at, why)) = self.broken().get(&session)
+            && at.elapsed() < BROKEN
+        {
+            return Err(OpenError::Broken(why.clone()));
+        }
+        let open = move || {
+            make_private_dir(&options.state_dir).map_err(OpenError::Stage)?;
+            Workspace::open(options)
+        };
+        tokio::task::spawn_blocking(open).await.unwrap_or_else(|error| Err(OpenError::Stage(std::io::Error::other(error))))
+    }
+
+    /// Keeps a workspace open until it is detached.
+    async fn keep(self, session: SessionId, mut workspace: Workspace, mut attached: mpsc::Receiver<Attachment>) {
+        loop {
+            let exit;
+            (exit, attached) = workspace.run(attached).await;
+            tracing::info!(%session, ?exit, "the workspace was closed");
+            match exit {
+                Exit::Anew => {}
+                Exit::Broken(why) => return drop(self.broken().insert(session, (Instant::now(), why))),
+                Exit::Stopped | Exit::Detached => return,
+            }
+            workspace = match self.open_workspace(session).await {
+                Ok(workspace) => workspace,
+                Err(error) => return tracing::error!(%session, %error, "the workspace cannot be opened again"),
+            };
+        }
+    }
+}
+
+fn failed(message: &str) -> FromWorkspace {
+    let problem = WorkspaceProblem { path: String::new(), code: "failed".into(), message: message.into() };
+    let status = WorkspaceStatus { state: "failed".into(), problems: vec![problem], ..WorkspaceStatus::default() };
+    FromWorkspace { frame: Some(from_workspace::Frame::Status(status)) }
+}

@@ -1,0 +1,414 @@
+//! The workspace's folder, held open: the only way to its files.
+//!
+//! The folder is opened once. Everything below it is reached from that descriptor by `openat2` with
+//! `BENEATH | NO_SYMLINKS | NO_MAGICLINKS | NO_XDEV` up to the parent folder, and then by a single name that is never followed. So whatever somebody swaps in
+//! between two steps, nothing outside of the folder is read, written or removed. A path of the file system is used at start and to ask whether the folder
+//! is still where it was, and never to reach a file.
+//!
+//! `.cortex` at the top is the mirror's own: staged files, conflict copies, cookies.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use cortex_runtime::{clock, keyfile::make_private_dir};
+use cortex_wire::{id::SessionId, mirror::path::RelPath};
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, openat, statat, unlinkat},
+    io::Errno,
+};
+
+/// The mirror's own folder, at the top of a workspace.
+pub const OWN: &str = ".cortex";
+/// Below [`OWN`]: files that are not in their place yet.
+pub const STAGE: &str = "stage";
+/// Below [`OWN`]: what lost a conflict.
+pub const CONFLICTS: &str = "conflicts";
+/// Below [`OWN`]: files whose events say that all earlier ones were seen.
+pub const COOKIES: &str = "cookies";
+
+/// Below [`OWN`]: which folder this is.
+const IDENTITY: &str = "id";
+const IDENTITY_BYTES: usize = 16;
+
+/// `openat2` gives up when something was renamed meanwhile; that often it is asked again.
+const TRIES: usize = 256;
+
+/// What `stat` says that tells one state of a file from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stat {
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub mtime_ns: i64,
+    /// Nanoseconds since the epoch. No program can set it.
+    pub ctime_ns: i64,
+    /// Type and permissions.
+    pub mode: u32,
+}
+
+impl Stat {
+    fn of(stat: &rustix::fs::Stat) -> Self {
+        let ns = |seconds: i64, nanoseconds: u64| seconds.saturating_mul(1_000_000_000).saturating_add_unsigned(nanoseconds);
+        Self {
+            dev: stat.st_dev,
+            ino: stat.st_ino,
+            size: u64::try_from(stat.st_size).unwrap_or(0),
+            mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
+            ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
+            mode: stat.st_mode,
+        }
+    }
+
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn of_open(fd: impl AsFd) -> Result<Self, Errno> {
+        fstat(fd).map(|stat| Self::of(&stat))
+    }
+
+    /// File, folder, link or something else.
+    pub fn file_type(&self) -> FileType {
+        FileType::from_raw_mode(self.mode)
+    }
+
+    /// Whether its owner may run it.
+    pub fn is_executable(&self) -> bool {
+        self.mode & 0o100 != 0
+    }
+
+    /// Whether this is the same file in the same state, though it may have been renamed (which changes `ctime`).
+    pub fn is_same_but_for_ctime(&self, other: &Self) -> bool {
+        Self { ctime_ns: 0, ..*self } == Self { ctime_ns: 0, ..*other }
+    }
+}
+
+/// Why a workspace's folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot use the workspace's folder {path}: {source}")]
+pub struct RootError {
+    /// The folder.
+    pub path: PathBuf,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// The folder of one workspace, held open.
+#[derive(Debug)]
+pub struct Root {
+    folder: Folder,
+    parent: OwnedFd,
+    name: String,
+    path: PathBuf,
+    stat: Stat,
+    /// `openat2` is not to be had (before Linux 5.6, or forbidden).
+    step_by_step: AtomicBool,
+}
+
+/// A folder inside the workspace, open. Names in it are single components, never followed.
+#[derive(Debug)]
+pub struct Folder(OwnedFd);
+
+impl AsFd for Folder {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+impl Root {
+    /// Opens the session's folder, which is made when it is not there.
+    ///
+    /// # Errors
+    /// [`RootError`].
+    pub fn open(workspace_dir: &Path, session: &SessionId) -> Result<Self, RootError> {
+        let name = session.to_string();
+        let path = workspace_dir.join(&name);
+        let failed = |source: io::Error| RootError { path: path.clone(), source };
+        make_private_dir(workspace_dir).map_err(failed)?;
+        let workspace_dir = std::fs::canonicalize(workspace_dir).map_err(failed)?;
+        let opened = || -> Result<(OwnedFd, OwnedFd, Stat), Errno> {
+            let parent = rustix::fs::open(&workspace_dir, FOLDER, Mode::empty())?;
+            match mkdirat(&parent, &name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+            let folder = openat(&parent, &name, FOLDER, Mode::empty())?;
+            let stat = Stat::of_open(&folder)?;
+            Ok((parent, folder, stat))
+        };
+        let (parent, folder, stat) = opened().map_err(|errno| failed(errno.into()))?;
+        Ok(Self { folder: Folder(folder), parent, path: workspace_dir.join(&name), name, stat, step_by_step: AtomicBool::new(false) })
+    }
+
+    /// Where it was when it was opened, for the watcher.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the name still leads to the folder that is held: not after somebody moved it, removed it or mounted over it.
+    pub fn is_in_place(&self) -> bool {
+        statat(&self.parent, &self.name, AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (self.stat.dev, self.stat.ino))
+    }
+
+    /// Tells this folder from any other that was or will be under the same name: random bytes in a file of ours, made when it is not there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn identity(&self) -> io::Result<[u8; IDENTITY_BYTES]> {
+        let own = self.folder.make_folder(OWN)?;
+        let mut identity = [0; IDENTITY_BYTES];
+        match own.read(IDENTITY) {
+            Ok(mut file) => match file.read_exact(&mut identity) {
+                Ok(()) => return Ok(identity),
+                Err(_) => unlinkat(&own, IDENTITY, AtFlags::empty())?,
+            },
+            Err(Errno::LOOP | Errno::NXIO) => unlinkat(&own, IDENTITY, AtFlags::empty())?,
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        identity = clock::random();
+        own.create(IDENTITY, 0o600)?.write_all(&identity)?;
+        Ok(identity)
+    }
+
+    /// The top folder.
+    pub fn top(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Opens a folder of the workspace; `""` is the top.
+    ///
+    /// # Errors
+    /// `LOOP` or `NOTDIR` when a link is on the way, `XDEV` when another file system is, and the system's.
+    pub fn folder(&self, path: &str) -> Result<Folder, Errno> {
+        if path.is_empty() {
+            return openat(&self.folder, ".", FOLDER, Mode::empty()).map(Folder);
+        }
+        self.open_beneath(path).map(Folder)
+    }
+
+    /// The folder that holds `path`, and the name in it.
+    ///
+    /// # Errors
+    /// As [`Root::folder`].
+    pub fn place<'a>(&self, path: &'a RelPath) -> Result<(Folder, &'a str), Errno> {
+        let (parent, name) = split(path.as_str());
+        Ok((self.folder(parent)?, name))
+    }
+
+    /// What lies at `path`; `None`: nothing, or something on the way is no folder.
+    ///
+    /// # Errors
+    /// The system's: then nobody knows what lies there.
+    pub fn stat(&self, path: &RelPath) -> Result<Option<Stat>, Errno> {
+        match self.place(path) {
+            Ok((folder, name)) => folder.stat(name),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A folder below [`OWN`], made when it is not there. Something else under that name is removed: the names are ours.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn own(&self, name: &str) -> Result<Folder, Errno> {
+        self.folder.make_folder(OWN)?.make_folder(name)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn open_beneath(&self, path: &str) -> Result<OwnedFd, Errno> {
+        use rustix::fs::{ResolveFlags, openat2};
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        if !self.step_by_step.load(Ordering::Relaxed) {
+            for _ in 0..TRIES {
+                match openat2(&self.folder, path, FOLDER, Mode::empty(), resolve) {
+                    Err(Errno::AGAIN | Errno::INTR) => {}
+                    Err(Errno::NOSYS | Errno::PERM) => {
+                        self.step_by_step.store(true, Ordering::Relaxed);
+                        return self.step_beneath(path);
+                    }
+                    result => return result,
+                }
+            }
+        }
+        self.step_beneath(path)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_beneath(&self, path: &str) -> Result<OwnedFd, Errno> {
+        self.step_beneath(path)
+    }
+
+    /// The same one component at a time: none of them is followed, and none is `..`.
+    fn step_beneath(&self, path: &str) -> Result<OwnedFd, Errno> {
+        let mut folder = openat(&self.folder, ".", FOLDER, Mode::empty())?;
+        for name in path.split('/') {
+            if matches!(name, "" | "." | "..") {
+                return Err(Errno::XDEV);
+            }
+            folder = openat(&folder, name, FOLDER, Mode::empty())?;
+            if Stat::of_open(&folder)?.dev != self.stat.dev {
+                return Err(Errno::XDEV);
+            }
+        }
+        Ok(folder)
+    }
+}
+
+/// Parent (`""` for the top) and name.
+pub fn split(path: &str) -> (&str, &str) {
+    path.rsplit_once('/').unwrap_or(("", path))
+}
+
+impl Folder {
+    /// What lies under a name, without following it; `None`: nothing.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn stat(&self, name: &str) -> Result<Option<Stat>, Errno> {
+        match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(Stat::of(&stat))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a file for reading. Neither follows a link nor waits for a fifo's other end.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn read(&self, name: &str) -> Result<File, Errno> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        openat(&self.0, name, flags, Mode::empty()).map(File::from)
+    }
+
+    /// Makes a file that must not be there yet. `mode` goes through the umask.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn create(&self, name: &str, mode: u32) -> Result<File, Errno> {
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.0, name, flags, Mode::from_raw_mode(mode)).map(File::from)
+    }
+
+    /// Opens a folder in this one, which is made when it is not there. Something else under that name is removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn make_folder(&self, name: &str) -> Result<Self, Errno> {
+        for _ in 0..2 {
+            match openat(&self.0, name, FOLDER, Mode::empty()) {
+                Ok(folder) => return Ok(Self(folder)),
+                Err(Errno::NOENT) => {}
+                Err(Errno::NOTDIR | Errno::LOOP) => unlinkat(&self.0, name, AtFlags::empty())?,
+                Err(error) => return Err(error),
+            }
+            match mkdirat(&self.0, name, Mode::RWXU) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        openat(&self.0, name, FOLDER, Mode::empty()).map(Self)
+    }
+
+    /// Names in it, in no order, as bytes: not all are text.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
+        let fd = openat(&self.0, ".", FOLDER, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(fd)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(name.to_vec());
+            }
+        }
+        Ok(names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(&dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn nothing_outside_is_reached_by_any_path() {
+        let (dir, root) = root();
+        std::fs::create_dir(dir.path().join("outside")).unwrap();
+        std::fs::create_dir(root.path().join("in")).unwrap();
+        symlink("../../outside", root.path().join("up")).unwrap();
+        symlink(dir.path(), root.path().join("absolute")).unwrap();
+        symlink("in", root.path().join("inside")).unwrap();
+        symlink("/proc/self/root", root.path().join("magic")).unwrap();
+        assert!(root.folder("in").is_ok());
+        for path in ["up", "absolute", "inside", "magic", "magic/etc", "absolute/outside"] {
+            for opened in [root.folder(path).map(|_| ()), root.step_beneath(path).map(|_| ())] {
+                assert!(matches!(opened, Err(Errno::LOOP | Errno::NOTDIR)), "{path}: {opened:?}");
+            }
+        }
+        for path in ["..", "in/../..", "/etc", "in/../../.."] {
+            assert_eq!(root.folder(path).unwrap_err(), Errno::XDEV, "{path}");
+            assert_eq!(root.step_beneath(path).unwrap_err(), Errno::XDEV, "{path}, step by step");
+        }
+    }
+
+    #[test]
+    fn a_folder_that_was_moved_or_replaced_is_noticed() {
+        let (_dir, root) = root();
+        assert!(root.is_in_place());
+        std::fs::rename(root.path(), root.path().with_extension("moved")).unwrap();
+        assert!(!root.is_in_place());
+        std::fs::create_dir(root.path()).unwrap();
+        assert!(!root.is_in_place(), "another folder under the same name is not the one that is held");
+    }
+
+    #[test]
+    fn a_folder_is_told_from_a_later_one_of_the_same_name() {
+        let (dir, root) = root();
+        let identity = root.identity().unwrap();
+        assert_eq!(root.identity().unwrap(), identity);
+        std::fs::remove_dir_all(root.path()).unwrap();
+        let again = Root::open(&dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap();
+        assert_ne!(again.identity().unwrap(), identity);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_our_own_folder_is_removed_and_not_followed() {
+        let (dir, root) = root();
+        std::fs::create_dir(dir.path().join("outside")).unwrap();
+        symlink(dir.path().join("outside"), root.path().join(OWN)).unwrap();
+        root.own(STAGE).unwrap().create("x", 0o600).unwrap();
+        assert!(std::fs::symlink_metadata(root.path().join(OWN)).unwrap().is_dir());
+        assert!(root.path().join(".cortex/stage/x").exists());
+        assert_eq!(std::fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_fifo_does_not_hold_a_reader_up() {
+        let (_dir, root) = root();
+        rustix::fs::mknodat(root.top(), "pipe", FileType::Fifo, Mode::RWXU, 0).unwrap();
+        assert!(root.top().read("pipe").is_ok());
+    }
+}

@@ -1,0 +1,255 @@
+//! Where files wait before they are in their place, and where what they displaced waits before it is let go: `.cortex/stage`.
+//!
+//! The names are the journal of an apply. A crash can leave behind
+//!
+//! | name | holds | at the next start |
+//! | --- | --- | --- |
+//! | `part-…` | contents that are not complete | removed |
+//! | `ready-<hash>-…` with that hash | complete contents, not in their place yet | used again, or removed |
+//! | `ready-<hash>-…` with another | what was displaced by those contents, and not looked at yet | see below |
+//! | `swap-…` | a link or folder, not in its place yet, or a file that was displaced by it | see below, for a file |
+//! | `gone-…` | what was to be removed, and not looked at yet | see below |
+//!
+//! What was displaced or removed is let go when it is contents that are known, and kept as a conflict copy when it is not: then it was somebody's edit. So a
+//! crash at any point leaves the old or the new contents at a path, and no edit is lost.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use cortex_wire::{limits, mirror::path::RelPath};
+use data_encoding::HEXLOWER;
+use rustix::{
+    fs::{AtFlags, Mode, RenameFlags, mkdirat, renameat_with, symlinkat, unlinkat},
+    io::Errno,
+};
+
+use super::{
+    read::{self, BUFFER_BYTES},
+    root::{CONFLICTS, Folder, Root, STAGE},
+};
+
+/// A conflict copy's name is the path's last component, this many bytes of it at most, and the time.
+const COPY_NAME_BYTES: usize = limits::PATH_COMPONENT_BYTES - 40;
+
+/// The stage of one workspace.
+#[derive(Debug)]
+pub struct Stage {
+    folder: Folder,
+    number: AtomicU64,
+    /// Complete contents of an earlier start, by hash.
+    left: Mutex<BTreeMap<[u8; 32], String>>,
+}
+
+impl Stage {
+    /// Opens the stage and clears up what an earlier start left. `is_known`: contents that are safe elsewhere. Returns the conflict copies that
+    /// were made of the rest.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn open(root: &Root, now_ms: i64, is_known: impl Fn(&[u8; 32]) -> bool) -> io::Result<(Self, Vec<String>)> {
+        let stage = Self { folder: root.own(STAGE)?, number: AtomicU64::new(0), left: Mutex::default() };
+        let mut copies = Vec::new();
+        let mut left = BTreeMap::new();
+        let mut buffer = vec![0; BUFFER_BYTES];
+        for name in stage.folder.names()? {
+            let Ok(name) = String::from_utf8(name) else { continue };
+            let contents = read::hash(&stage.folder, &name, &mut buffer).ok().map(|contents| contents.hash);
+            let ready = ready_hash(&name);
+            match contents {
+                Some(hash) if ready == Some(hash) => {
+                    left.insert(hash, name);
+                }
+                Some(hash) if !name.starts_with("part-") && !is_known(&hash) => {
+                    copies.push(stage.keep_copy(root, &name, "recovered", now_ms)?);
+                }
+                _ => stage.discard(&name),
+            }
+        }
+        *stage.left.lock().unwrap_or_else(PoisonError::into_inner) = left;
+        Ok((stage, copies))
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    fn number(&self) -> u64 {
+        self.number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes a file for contents that are to come.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn begin(&self, executable: bool) -> io::Result<(String, File)> {
+        loop {
+            let name = format!("part-{}", self.number());
+            match self.folder.create(&name, if executable { 0o777 } else { 0o666 }) {
+                Ok(file) => return Ok((name, file)),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Says that a file's contents are complete and have this hash. Returns its new name.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn complete(&self, part: &str, hash: &[u8; 32]) -> io::Result<String> {
+        loop {
+            let name = format!("ready-{}-{}", HEXLOWER.encode(hash), self.number());
+            match renameat_with(&self.folder, part, &self.folder, &name, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(name),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Contents that an earlier start had completed.
+    pub fn take_left(&self, hash: &[u8; 32]) -> Option<String> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).remove(hash)
+    }
+
+    /// Removes what an earlier start had completed and nobody asked for.
+    pub fn discard_left(&self) {
+        let left = std::mem::take(&mut *self.left.lock().unwrap_or_else(PoisonError::into_inner));
+        left.values().for_each(|name| self.discard(name));
+    }
+
+    /// A link, to be put in its place.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn symlink(&self, target: &str) -> io::Result<String> {
+        self.make(|name| symlinkat(target, &self.folder, name))
+    }
+
+    /// An empty folder, to be put where something else is.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn directory(&self) -> io::Result<String> {
+        self.make(|name| mkdirat(&self.folder, name, Mode::from_raw_mode(0o777)))
+    }
+
+    fn make(&self, make: impl Fn(&str) -> Result<(), Errno>) -> io::Result<String> {
+        loop {
+            let name = format!("swap-{}", self.number());
+            match make(&name) {
+                Ok(()) => return Ok(name),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Takes something out of the workspace, to look at it before it is let go.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn take_away(&self, folder: &Folder, name: &str) -> Result<String, Errno> {
+        loop {
+            let away = format!("gone-{}", self.number());
+            match renameat_with(folder, name, &self.folder, &away, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(away),
+                Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Lets something go.
+    pub fn discard(&self, name: &str) {
+        if unlinkat(&self.folder, name, AtFlags::empty()).is_err() {
+            let _ = unlinkat(&self.folder, name, AtFlags::REMOVEDIR);
+        }
+    }
+
+    /// Makes a conflict copy of what was displaced from `path`. Returns where it is, as a path in the workspace.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn keep_copy(&self, root: &Root, name: &str, path: &str, now_ms: i64) -> io::Result<String> {
+        let mut folder = root.own(CONFLICTS)?;
+        let mut shown = format!("{}/{CONFLICTS}", super::root::OWN);
+        let (parent, last) = super::root::split(path);
+        for component in parent.split('/').filter(|component| !component.is_empty()) {
+            folder = folder.make_folder(component)?;
+            shown = format!("{shown}/{component}");
+        }
+        let last = &last[..last.floor_char_boundary(COPY_NAME_BYTES)];
+        let time = jiff::Timestamp::from_millisecond(now_ms).unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string();
+        for again in 0.. {
+            let copy = if again == 0 { format!("{last}.{time}") } else { format!("{last}.{time}-{again}") };
+            match renameat_with(&self.folder, name, &folder, &copy, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(format!("{shown}/{copy}")),
+                Err(Errno::EXIST) if again < 10_000 => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Err(Errno::EXIST.into())
+    }
+}
+
+fn ready_hash(name: &str) -> Option<[u8; 32]> {
+    let hex = name.strip_prefix("ready-")?.split('-').next()?;
+    HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok()
+}
+
+/// Where conflict copies of a path go, for messages.
+pub fn shown_copy(path: &RelPath) -> String {
+    format!("{}/{CONFLICTS}/{}", super::root::OWN, path.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cortex_wire::id::SessionId;
+
+    fn root() -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::open(dir.path(), &SessionId::new(1, [1; 10])).unwrap();
+        (dir, root)
+    }
+
+    #[test]
+    fn what_a_crash_left_is_removed_used_again_or_kept_as_a_copy() {
+        let (_dir, root) = root();
+        let write = |name: &str, bytes: &str| std::fs::write(root.path().join(".cortex/stage").join(name), bytes).unwrap();
+        let name_of = |bytes: &str| format!("ready-{}-9", HEXLOWER.encode(blake3::hash(bytes.as_bytes()).as_bytes()));
+        drop(Stage::open(&root, 0, |_| false).unwrap());
+        write("part-3", "half");
+        write(&name_of("complete"), "complete");
+        write(&name_of("new"), "an edit that was displaced by new");
+        write("gone-4", "known");
+        write("gone-5", "an edit that was to be removed");
+        let known = *blake3::hash(b"known").as_bytes();
+        let (stage, mut copies) = Stage::open(&root, 1_700_000_000_000, |hash| *hash == known).unwrap();
+        copies.sort();
+        assert_eq!(copies, [".cortex/conflicts/recovered.20231114T221320Z", ".cortex/conflicts/recovered.20231114T221320Z-1"]);
+        let mut kept: Vec<_> = copies.iter().map(|copy| std::fs::read_to_string(root.path().join(copy)).unwrap()).collect();
+        kept.sort();
+        assert_eq!(kept, ["an edit that was displaced by new", "an edit that was to be removed"]);
+        let left = stage.take_left(blake3::hash(b"complete").as_bytes()).unwrap();
+        assert_eq!(stage.folder().names().unwrap(), [left.into_bytes()]);
+    }
+
+    #[test]
+    fn a_copy_of_a_long_name_fits() {
+        let (_dir, root) = root();
+        let (stage, _) = Stage::open(&root, 0, |_| false).unwrap();
+        let (name, _file) = stage.begin(false).unwrap();
+        let copy = stage.keep_copy(&root, &name, &format!("a/{}", "ä".repeat(127)), 0).unwrap();
+        assert!(root.path().join(copy).exists());
+    }
+}

@@ -1,0 +1,442 @@
+//! A look at the disk: what lies at the dirty paths, compared with what was seen there before.
+//!
+//! Folders are watched before they are listed. A file whose `stat` is as it was is not read again, unless two writes may have left the same times behind.
+//! What cannot be synced (devices, names that are no text) is reported and otherwise left alone; what cannot be read keeps the state it had, so that a
+//! permission that is missing never looks like a deletion.
+//!
+//! Ignore rules hold for what is not in the workspace yet. What is in it stays, as it does with git.
+
+use std::{
+    collections::HashSet,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use cortex_wire::{
+    limits,
+    mirror::{path::RelPath, replica::Found},
+};
+use rustix::{fs::readlinkat, io::Errno};
+
+use super::{
+    cache::{Cache, Known, KnownFile},
+    ignore::{IGNORE_FILES, Ignored},
+    read::{self, BUFFER_BYTES, ReadError},
+    root::{Folder, OWN, Root, Stat, split},
+    watch::{Dirty, Mark, Watch},
+};
+
+/// Findings are handed on in portions of this size.
+const PORTION: usize = 1_024;
+/// A file that changes while it is read is tried again at once so often.
+const TRIES: usize = 2;
+/// An ignore file larger than this is not read.
+const IGNORE_FILE_BYTES: u64 = 256 * 1024;
+
+/// Something that a person should know of a path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// The path, as far as it can be shown.
+    pub path: String,
+    /// Stable: `unreadable`, `not_utf8`, `special_file`, …
+    pub code: &'static str,
+    /// For people.
+    pub message: String,
+}
+
+/// A portion of what a look found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// What changed since the last look; all that was seen, when everything was asked for. `None`: nothing (that counts) is there.
+    pub found: Vec<(RelPath, Option<Found>)>,
+    /// Folders (`""`: the top) and paths whose troubles of earlier looks are over, unless `troubles` says so again.
+    pub looked_at: Vec<String>,
+    /// What is wrong.
+    pub troubles: Vec<Trouble>,
+    /// Changed while they were read; to be looked at again later.
+    pub busy: Vec<RelPath>,
+}
+
+impl Findings {
+    /// Adds a later portion.
+    pub fn add(&mut self, mut later: Self) {
+        self.found.append(&mut later.found);
+        self.looked_at.append(&mut later.looked_at);
+        self.troubles.append(&mut later.troubles);
+        self.busy.append(&mut later.busy);
+    }
+
+    fn len(&self) -> usize {
+        self.found.len() + self.looked_at.len() + self.troubles.len() + self.busy.len()
+    }
+}
+
+/// What a look needs. All of it is shared with the workspace's owner.
+#[derive(Debug, Clone)]
+pub struct Eyes {
+    /// The folder.
+    pub root: Arc<Root>,
+    /// What was seen before.
+    pub cache: Arc<Mutex<Cache>>,
+    /// What does not count.
+    pub ignored: Arc<Mutex<Ignored>>,
+    /// To watch folders.
+    pub watch: Arc<Watch>,
+    /// Ends a look early.
+    pub stop: Arc<AtomicBool>,
+}
+
+/// How to look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct How {
+    /// Report what is as it was, too.
+    pub all: bool,
+    /// Read every file, whatever its times say.
+    pub rehash: bool,
+}
+
+/// Why a look ended early.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// Nobody takes the findings any more.
+    #[error("the workspace is being closed")]
+    Stopped,
+    /// The folder that is held is not the workspace's any more.
+    #[error("the workspace's folder is gone")]
+    RootGone,
+}
+
+/// Looks at what is dirty. Blocks; `tell` gets the findings portion by portion and returns whether to go on.
+///
+/// # Errors
+/// [`Ended`].
+pub fn look(eyes: &Eyes, dirty: &Dirty, how: How, tell: &mut dyn FnMut(Findings) -> bool) -> Result<(), Ended> {
+    let mut look = Look { eyes, how, tell, findings: Findings::default(), buffer: vec![0; BUFFER_BYTES] };
+    if !eyes.root.is_in_place() {
+        return Err(Ended::RootGone);
+    }
+    let mut everything = dirty.everything;
+    if !everything {
+        everything = look.look_at_ignore_files(dirty)?;
+    }
+    if everything {
+        look.look_below(&RelPath::root(), dirty)?;
+    } else {
+        let mut covered: Option<&RelPath> = None;
+        for (path, mark) in &dirty.paths {
+            if covered.is_some_and(|folder| path.starts_with(folder)) {
+                continue;
+            }
+            if look.look_at(path, *mark)? {
+                look.look_below(path, dirty)?;
+                covered = Some(path);
+            }
+        }
+    }
+    // Whatever was not found may be because the whole folder went away meanwhile.
+    if !eyes.root.is_in_place() {
+        return Err(Ended::RootGone);
+    }
+    look.hand_on()
+}
+
+struct Look<'a> {
+    eyes: &'a Eyes,
+    how: How,
+    tell: &'a mut dyn FnMut(Findings) -> bool,
+    findings: Findings,
+    buffer: Vec<u8>,
+}
+
+impl Look<'_> {
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.eyes.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ignored(&self) -> MutexGuard<'_, Ignored> {
+        self.eyes.ignored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hand_on(&mut self) -> Result<(), Ended> {
+        let findings = std::mem::take(&mut self.findings);
+        if findings.len() == 0 || (self.tell)(findings) { Ok(()) } else { Err(Ended::Stopped) }
+    }
+
+    fn breathe(&mut self) -> Result<(), Ended> {
+        if self.eyes.stop.load(Ordering::Relaxed) {
+            return Err(Ended::Stopped);
+        }
+        if self.findings.len() >= PORTION {
+            // A deletion is said last: it may be half of a rename, and must not be told before a folder that is gone as a whole is noticed.
+            if !self.eyes.root.is_in_place() {
+                return Err(Ended::RootGone);
+            }
+            self.hand_on()?;
+        }
+        Ok(())
+    }
+
+    /// Whether rules changed so that everything has to be looked at.
+    fn look_at_ignore_files(&mut self, dirty: &Dirty) -> Result<bool, Ended> {
+        let mut changed = false;
+        for path in dirty.paths.keys() {
+            let (folder, name) = split(path.as_str());
+            if IGNORE_FILES.contains(&name) {
+                let text = self.eyes.root.folder(folder).ok().and_then(|opened| self.ignore_text(&opened, name));
+                changed |= self.ignored().set(path, text.as_deref());
+            }
+        }
+        Ok(changed)
+    }
+
+    fn ignore_text(&mut self, folder: &Folder, name: &str) -> Option<String> {
+        let reading = read::Reading::open(folder, name).ok()?;
+        if reading.before().size > IGNORE_FILE_BYTES {
+            return None;
+        }
+        let mut text = Vec::new();
+        reading
+            .each(&mut self.buffer, |piece| {
+                text.extend_from_slice(piece);
+                Ok(())
+            })
+            .ok()?;
+        Some(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// Looks at one path. Returns whether what is below it must be looked at, too.
+    fn look_at(&mut self, path: &RelPath, mark: Mark) -> Result<bool, Ended> {
+        self.breathe()?;
+        let seen = match self.eyes.root.place(path) {
+            Ok((folder, name)) => self.see(&folder, name, path, mark),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Seen::Nothing,
+            Err(error) => {
+                self.trouble(path.as_str(), "unreadable", format!("cannot be looked at: {}", io::Error::from(error)));
+                Seen::Unknown
+            }
+        };
+        self.findings.looked_at.push(path.as_str().to_owned());
+        match seen {
+            Seen::Folder { new } => Ok(mark.deep || new),
+            Seen::Unknown => Ok(false),
+            Seen::Nothing | Seen::Other => {
+                let below: Vec<_> = self.cache().below(path).map(|(path, _)| path.clone()).collect();
+                below.iter().rev().for_each(|path| self.gone(path, false));
+                self.ignored().forget_below(path);
+                if matches!(seen, Seen::Nothing) {
+                    self.gone(path, mark.tell);
+                }
+                Ok(false)
+            }
+        }
+    }
+
+    /// Lists a folder and everything below it.
+    fn look_below(&mut self, top: &RelPath, dirty: &Dirty) -> Result<(), Ended> {
+        let mut seen: HashSet<RelPath> = HashSet::new();
+        // Below these nothing is known, which is not the same as nothing being there.
+        let mut unknown: Vec<RelPath> = Vec::new();
+        let mut folders = vec![top.clone()];
+        while let Some(path) = folders.pop() {
+            let text = path.as_str();
+            self.eyes.watch.folder(text);
+            let listed = self.eyes.root.folder(text).and_then(|folder| folder.names().map(|names| (folder, names)));
+            let (folder, names) = match listed {
+                Ok(listed) => listed,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !path.is_root() => continue,
+                Err(error) => {
+                    let message = match error {
+                        Errno::XDEV => "another file system is mounted here; it is not synced".to_owned(),
+                        error => format!("cannot be listed: {}", io::Error::from(error)),
+                    };
+                    self.trouble(text, "unreadable", message);
+                    unknown.push(path.clone());
+                    continue;
+                }
+            };
+            self.findings.looked_at.push(text.to_owned());
+            self.load_ignore_files(&folder, &path, &names);
+            for name in names {
+                self.breathe()?;
+                let Some(child) = self.child(&path, &name) else { continue };
+                let (_, name) = split(child.as_str());
+                let mark = dirty.paths.get(&child).copied().unwrap_or_default();
+                // Without events nobody knows whether it was written.
+                let mark = Mark { deep: true, written: mark.written || dirty.everything, ..mark };
+                match self.see(&folder, name, &child, mark) {
+                    Seen::Folder { .. } => {
+                        seen.insert(child.clone());
+                        folders.push(child);
+                    }
+                    Seen::Other => {
+                        seen.insert(child);
+                    }
+                    Seen::Unknown => {
+                        unknown.push(child.clone());
+                        seen.insert(child);
+                    }
+                    Seen::Nothing => {}
+                }
+            }
+        }
+        let hidden = |path: &RelPath| unknown.iter().any(|folder| path.starts_with(folder));
+        let gone: Vec<RelPath> =
+            self.cache().below(top).map(|(path, _)| path).filter(|path| !seen.contains(*path) && !hidden(path)).cloned().collect();
+        for path in gone.iter().rev() {
+            // It may have been put there after its folder was listed.
+            if matches!(self.eyes.root.stat(path), Ok(None)) {
+                self.gone(path, false);
+            }
+        }
+        Ok(())
+    }
+
+    fn load_ignore_files(&mut self, folder: &Folder, path: &RelPath, names: &[Vec<u8>]) {
+        for name in IGNORE_FILES {
+            let text = if names.iter().any(|there| there == name.as_bytes()) { self.ignore_text(folder, name) } else { None };
+            if let Ok(file) = path.join(name) {
+                self.ignored().set(&file, text.as_deref());
+            }
+        }
+    }
+
+    /// The path of a name in a folder, unless it cannot be synced or is our own.
+    fn child(&mut self, folder: &RelPath, name: &[u8]) -> Option<RelPath> {
+        if folder.is_root() && name == OWN.as_bytes() {
+            return None;
+        }
+        let shown = |name: &str| if folder.is_root() { name.to_owned() } else { format!("{folder}/{name}") };
+        let Ok(text) = std::str::from_utf8(name) else {
+            let message = "the name is not UTF-8, so it is not synced; rename it".into();
+            self.trouble(&shown(&String::from_utf8_lossy(name)), "not_utf8", message);
+            return None;
+        };
+        match folder.join(text) {
+            Ok(path) => Some(path),
+            Err(error) => {
+                self.trouble(&shown(text), "bad_name", format!("it is not synced: {error}"));
+                None
+            }
+        }
+    }
+
+    fn trouble(&mut self, path: &str, code: &'static str, message: String) {
+        self.findings.troubles.push(Trouble { path: path.to_owned(), code, message });
+    }
+
+    /// Looks at one name in an open folder, and notes what is there.
+    fn see(&mut self, folder: &Folder, name: &str, path: &RelPath, mark: Mark) -> Seen {
+        let stat = match folder.stat(name) {
+            Ok(Some(stat)) => stat,
+            Ok(None) => return Seen::Nothing,
+            Err(error) => {
+                self.trouble(path.as_str(), "unreadable", format!("cannot be looked at: {}", io::Error::from(error)));
+                return Seen::Unknown;
+            }
+        };
+        let known = self.cache().get(path).cloned();
+        let file_type = stat.file_type();
+        if known.is_none() && self.ignored().matches(path, file_type.is_dir()) {
+            return Seen::Nothing;
+        }
+        if file_type.is_dir() {
+            let new = known != Some(Known::Directory);
+            self.found(path, Known::Directory, new || mark.tell);
+            Seen::Folder { new }
+        } else if file_type.is_symlink() {
+            self.see_link(folder, name, path, known.as_ref(), mark)
+        } else if file_type.is_file() {
+            self.see_file(folder, name, path, &stat, known.as_ref(), mark)
+        } else {
+            self.trouble(path.as_str(), "special_file", "a device, socket or fifo is not synced".into());
+            Seen::Nothing
+        }
+    }
+
+    fn see_link(&mut self, folder: &Folder, name: &str, path: &RelPath, known: Option<&Known>, mark: Mark) -> Seen {
+        let Ok(target) = readlinkat(folder, name, Vec::new()) else { return Seen::Nothing };
+        let Ok(target) = target.into_string() else {
+            self.trouble(path.as_str(), "not_utf8", "the link's target is not UTF-8, so it is not synced".into());
+            return Seen::Unknown;
+        };
+        let target = Known::Symlink(target.into());
+        let new = known != Some(&target) || mark.tell;
+        self.found(path, target, new);
+        Seen::Other
+    }
+
+    fn see_file(&mut self, folder: &Folder, name: &str, path: &RelPath, stat: &Stat, known: Option<&Known>, mark: Mark) -> Seen {
+        if stat.size > limits::FILE_BYTES {
+            self.trouble(path.as_str(), "too_large", "files above 16 GiB are not synced".into());
+            return Seen::Unknown;
+        }
+        if let Some(Known::File(file)) = known
+            && !self.how.rehash
+            && file.stat == *stat
+            && (file.vouches_for(stat) || !mark.written)
+        {
+            // No event spoke of a write, so what was seen then is still there, and from now on the times vouch for it.
+            let file = Known::File(KnownFile { looked_at_ns: now_ns(), ..*file });
+            self.found(path, file, mark.tell);
+            return Seen::Other;
+        }
+        for _ in 0..TRIES {
+            let looked_at_ns = now_ns();
+            match read::hash(folder, name, &mut self.buffer) {
+                Ok(contents) => {
+                    let file = Known::File(KnownFile::new(&contents, looked_at_ns));
+                    let new = known.map(Known::hash) != Some(file.hash()) || mark.tell;
+                    self.found(path, file, new);
+                    return Seen::Other;
+                }
+                Err(ReadError::Changed) => {}
+                Err(ReadError::Gone) => return Seen::Nothing,
+                Err(ReadError::Io(error)) => {
+                    self.trouble(path.as_str(), "unreadable", format!("cannot be read: {error}"));
+                    return Seen::Unknown;
+                }
+            }
+        }
+        self.findings.busy.push(path.clone());
+        Seen::Unknown
+    }
+
+    fn found(&mut self, path: &RelPath, known: Known, new: bool) {
+        if new || self.how.all {
+            self.findings.found.push((path.clone(), Some(known.found())));
+        }
+        self.cache().set(path, Some(known));
+    }
+
+    fn gone(&mut self, path: &RelPath, tell: bool) {
+        let was_there = self.cache().get(path).is_some();
+        self.cache().set(path, None);
+        if was_there || tell {
+            self.findings.found.push((path.clone(), None));
+        }
+    }
+}
+
+/// What a look at one name came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    Folder {
+        new: bool,
+    },
+    Other,
+    Nothing,
+    /// Something is there that cannot be read now: the state before holds.
+    Unknown,
+}
+
+/// By this machine's clock, the one that file times are made of.
+pub fn now_ns() -> i64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests;

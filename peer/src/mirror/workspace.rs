@@ -1,0 +1,400 @@
+//! One workspace on this node: the owner of everything about it.
+//!
+//! A single task takes in what happens (file events, frames of the hub, ends of work on the disk and the network), hands it to the engine
+//! ([`Replica`]) and starts what the engine asks for. It never waits for a disk or a network itself. Three things go on beside it:
+//!
+//! - the **disk lane**: a look or an apply, one at a time. So what a look tells is what is on the disk after every apply that was told before, as the engine
+//!   wants it;
+//! - **staging**: the contents of the next apply are brought to the stage while the disk lane works;
+//! - **uploads**: two at a time, so that a small edit does not wait for a large file.
+//!
+//! What the engine and the cache have learned is made durable before a proposal goes out. Everything else can be learned again after a crash.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use cortex_runtime::{
+    chunk::{Asker, ChunkSource},
+    clock,
+};
+use cortex_wire::{
+    id::{NodeId, SessionId},
+    limits,
+    mirror::{
+        entry::{Entry, Hash},
+        judge::{Lock, Objection},
+        op,
+        path::RelPath,
+        replica::{CommitIn, Input, Job, Output, Proposal, Replica, Trouble, VerdictIn},
+        seal::Keys,
+    },
+    schema::{self, FromWorkspace, ToWorkspace, WorkspaceOpen, from_workspace, to_workspace},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    apply::{self, Done, Failed, Hands, Put, Step, Task},
+    cache::{Cache, Known},
+    chunks::ChunkMap,
+    download::{self, Kitchen, Staged, Wanted},
+    drift,
+    ignore::Ignored,
+    root::{COOKIES, Root},
+    stage::Stage,
+    store::{Rows, Store, StoreError},
+    upload::{self, Source, Stored},
+    walk::{self, Ended, Eyes, Findings, How},
+    watch::{Dirty, Mark, Watch},
+};
+
+mod check;
+mod hub;
+mod lanes;
+mod status;
+mod time;
+
+/// Ends of work that wait to be taken in.
+const EVENTS: usize = 64;
+/// Statuses are at most this frequent.
+const STATUS: Duration = Duration::from_millis(200);
+/// Folders that are not watched are looked at this often.
+const UNWATCHED: Duration = Duration::from_secs(10);
+/// A folder that is gone is looked for this often.
+const GONE: Duration = Duration::from_secs(1);
+/// A cookie's event comes within this time, or everything is looked at.
+const COOKIE: Duration = Duration::from_millis(250);
+/// First wait before a file that changes all the time is looked at again; doubled up to…
+const HOT: Duration = Duration::from_millis(100);
+/// …this.
+const HOT_AT_MOST: Duration = Duration::from_secs(60);
+/// From this try on it is reported.
+const HOT_TRIES: u32 = 3;
+/// An upload above this goes beside those of small files.
+const LARGE_BYTES: u64 = 4 * 1024 * 1024;
+/// Problems in a status.
+const PROBLEMS: usize = 100;
+/// Problems that are remembered.
+const TROUBLES: usize = 10_000;
+/// Changes in one frame; a fold may be longer than a batch.
+const FRAME_OPS: usize = limits::BATCH_OPS * 8;
+/// How to look at what the engine or an upload asks about: it wants an answer.
+const LOOK: Mark = Mark { deep: false, written: true, tell: true };
+/// The question that is ours, and not the engine's.
+const ROOT_QUESTION: u64 = 1 << 63;
+
+/// What a workspace is opened with.
+#[derive(Clone)]
+pub struct Options {
+    /// One folder per session is in it.
+    pub workspace_dir: PathBuf,
+    /// One file per session is in it.
+    pub state_dir: PathBuf,
+    /// Which session.
+    pub session: SessionId,
+    /// This node.
+    pub node: NodeId,
+    /// The way to the chunks, when there is one.
+    pub chunks: watch::Receiver<Option<Arc<dyn ChunkSource>>>,
+}
+
+/// Why a workspace cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// See [`super::root::RootError`].
+    #[error(transparent)]
+    Root(#[from] super::root::RootError),
+    /// See [`StoreError`].
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The stage cannot be used.
+    #[error("cannot use `.cortex` in the workspace: {0}")]
+    Stage(std::io::Error),
+    /// Its state could not be kept a moment ago.
+    #[error("{0}; it is tried again by itself")]
+    Broken(String),
+}
+
+/// A stream of the hub.
+#[derive(Debug)]
+pub struct Attachment {
+    /// Its first frame.
+    pub open: WorkspaceOpen,
+    /// Those that follow.
+    pub frames: mpsc::Receiver<ToWorkspace>,
+    /// Those to send.
+    pub send: mpsc::Sender<FromWorkspace>,
+}
+
+/// Why a workspace's owner has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exit {
+    /// The program stops, or nobody holds the workspace any more.
+    Stopped,
+    /// The session is no longer attached here. Its files stay, what was remembered of it is removed.
+    Detached,
+    /// It is to be begun anew, as if it had just been attached.
+    Anew,
+    /// Its state cannot be kept, and why.
+    Broken(String),
+}
+
+/// The end of some work.
+#[derive(Debug)]
+enum Event {
+    Looked { findings: Findings, ended: Result<(), Ended> },
+    Staged { jobs: Vec<Job>, tasks: Staging, failed: Vec<(RelPath, Trouble)> },
+    Applied { jobs: Vec<Job>, done: Vec<Done>, maps: Vec<([u8; 32], ChunkMap)> },
+    Stored(Stored),
+    Uploaded { large: bool },
+}
+
+/// Tasks whose contents are in the stage, and how large files among them are cut.
+type Staging = Vec<(Task, Option<ChunkMap>)>;
+
+/// What goes on on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    Free,
+    Looking(How),
+    Applying,
+}
+
+#[derive(Debug)]
+struct Hot {
+    tries: u32,
+    again_at: Instant,
+}
+
+/// A barrier on its way.
+#[derive(Debug)]
+struct Barrier {
+    number: u64,
+    state: BarrierState,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum BarrierState {
+    /// The events before the cookie's are still to come.
+    Cookie { name: String, until: Instant },
+    /// What was dirty is to be looked at; done when this many looks have ended.
+    Look { looks: u64 },
+    /// What was found is to be accepted by the hub.
+    Accepted,
+}
+
+#[derive(Debug)]
+struct Check {
+    request: u64,
+    rehash: bool,
+    repair: bool,
+    /// Its look has ended.
+    looked: bool,
+}
+
+struct Stream {
+    frames: mpsc::Receiver<ToWorkspace>,
+    send: mpsc::Sender<FromWorkspace>,
+}
+
+/// The owner of a workspace.
+pub struct Workspace {
+    options: Options,
+    root: Arc<Root>,
+    cache: Arc<Mutex<Cache>>,
+    ignored: Arc<Mutex<Ignored>>,
+    watch: Arc<Watch>,
+    stage: Arc<Stage>,
+    store: Arc<Store>,
+    stop: Arc<AtomicBool>,
+    replica: Replica,
+    keys: BTreeMap<u32, [u8; 32]>,
+    sealing: Arc<Keys>,
+    seed: [u8; 8],
+    stream: Option<Stream>,
+    tell: mpsc::Sender<Event>,
+    told: mpsc::Receiver<Event>,
+
+    lane: Lane,
+    /// The first look tells everything, because what was remembered may be old.
+    looked_once: bool,
+    looks: u64,
+    /// Looks again although nothing says that it was touched.
+    dirty: Dirty,
+    lists: VecDeque<Vec<Job>>,
+    staging: bool,
+    staged: Option<(Vec<Job>, Staging)>,
+    /// Of small files, and of large ones.
+    uploads: [Vec<(RelPath, Hash)>; 2],
+    uploading: [bool; 2],
+    up_bytes: BTreeMap<RelPath, u64>,
+
+    rows: Rows,
+    writing: Option<oneshot::Receiver<Result<(), StoreError>>>,
+    /// Proposals that wait until what is being written is durable.
+    proposals: Vec<FromWorkspace>,
+    in_write: Vec<FromWorkspace>,
+
+    troubles: BTreeMap<String, walk::Trouble>,
+    hot: BTreeMap<RelPath, Hot>,
+    barriers: Vec<Barrier>,
+    checks: Vec<Check>,
+    root_gone: bool,
+    unwatched_at: Instant,
+    /// Something has happened since the last status, and the next one may be sent then.
+    stale: bool,
+    status_at: Instant,
+    last_status: Option<schema::WorkspaceStatus>,
+    exit: Option<Exit>,
+}
+
+impl Workspace {
+    /// Opens the folder and what is remembered of it. Blocks.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        let root = Arc::new(Root::open(&options.workspace_dir, &options.session)?);
+        let file = options.state_dir.join(format!("{}.redb", options.session));
+        let (mut store, mut kept) = Store::open(&file)?;
+        let identity = root.identity().map_err(OpenError::Stage)?;
+        if kept.folder.is_some_and(|folder| folder != identity) {
+            // Another folder than the one that is remembered says nothing about what was deleted.
+            tracing::info!(session = %options.session, "the workspace's folder is a new one; it is compared with the hub's from the beginning");
+            drop(store);
+            let _ = std::fs::remove_file(&file);
+            (store, kept) = Store::open(&file)?;
+        }
+        let cache = Cache::load(kept.seen);
+        let known: std::collections::HashSet<[u8; 32]> =
+            cache.iter().filter_map(|(_, known)| if let Known::File(file) = known { Some(file.content) } else { None }).collect();
+        let (stage, copies) = Stage::open(&root, clock::now_ms(), |content| known.contains(content)).map_err(OpenError::Stage)?;
+        for copy in copies {
+            tracing::warn!(session = %options.session, copy, "an edit that was displaced when the peer was killed is kept here");
+        }
+        root.own(COOKIES).map_err(|error| OpenError::Stage(error.into()))?;
+        let watch = Arc::new(Watch::new(root.path()));
+        let (tell, told) = mpsc::channel(EVENTS);
+        let mut rows = Rows::default();
+        rows.folder(&identity);
+        Ok(Self {
+            replica: Replica::load(options.node, kept.saved),
+            sealing: Arc::new(Keys::new(options.session)),
+            keys: BTreeMap::new(),
+            seed: [0; 8],
+            stream: None,
+            root,
+            cache: Arc::new(Mutex::new(cache)),
+            ignored: Arc::default(),
+            watch,
+            stage: Arc::new(stage),
+            store: Arc::new(store),
+            stop: Arc::new(AtomicBool::new(false)),
+            tell,
+            told,
+            lane: Lane::Free,
+            looked_once: false,
+            looks: 0,
+            dirty: Dirty::everything(),
+            lists: VecDeque::new(),
+            staging: false,
+            staged: None,
+            uploads: Default::default(),
+            uploading: [false; 2],
+            up_bytes: BTreeMap::new(),
+            rows,
+            writing: None,
+            proposals: Vec::new(),
+            in_write: Vec::new(),
+            troubles: BTreeMap::new(),
+            hot: BTreeMap::new(),
+            barriers: Vec::new(),
+            checks: Vec::new(),
+            root_gone: false,
+            unwatched_at: Instant::now() + UNWATCHED,
+            stale: true,
+            status_at: Instant::now(),
+            last_status: None,
+            exit: None,
+            options,
+        })
+    }
+
+    /// Keeps the workspace until it is detached, or nobody can attach to it any more.
+    pub async fn run(mut self, mut attach: mpsc::Receiver<Attachment>) -> (Exit, mpsc::Receiver<Attachment>) {
+        let exit = loop {
+            self.advance();
+            if let Some(exit) = self.exit.take() {
+                break exit;
+            }
+            let wake_at = self.wake_at();
+            // Whatever comes may change the status, but for the time that it was to be sent at.
+            let mut happened = true;
+            tokio::select! {
+                attached = attach.recv() => match attached {
+                    Some(attached) => self.attach(attached),
+                    None => break Exit::Stopped,
+                },
+                frame = next_frame(&mut self.stream) => match frame {
+                    Some(frame) => self.hear(frame),
+                    None => self.detached(),
+                },
+                Some(event) = self.told.recv() => self.take_in(event),
+                durable = until_durable(&mut self.writing) => self.durable(durable),
+                () = self.watch.news() => {}
+                // The way to the chunks came or went.
+                Ok(()) = self.options.chunks.changed() => {}
+                () = tokio::time::sleep_until(wake_at.into()) => happened = self.wake(),
+            }
+            self.stale |= happened;
+        };
+        self.stop.store(true, Ordering::Relaxed);
+        // Work on the disk ends before the folder is let go.
+        while self.lane != Lane::Free {
+            match tokio::time::timeout(Duration::from_secs(10), self.told.recv()).await {
+                Ok(Some(event)) => self.take_in(event),
+                _ => break,
+            }
+        }
+        let seen = self.cache().take_changes();
+        self.rows.seen(seen);
+        let _ = self.store.write(std::mem::take(&mut self.rows)).await;
+        if matches!(exit, Exit::Detached | Exit::Anew) {
+            let path = self.store.path().to_owned();
+            drop(self.store);
+            let _ = std::fs::remove_file(path);
+        }
+        (exit, attach)
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.replica.handle(input, clock::now_ms());
+    }
+}
+
+async fn next_frame(stream: &mut Option<Stream>) -> Option<ToWorkspace> {
+    match stream {
+        Some(stream) => stream.frames.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until_durable(writing: &mut Option<oneshot::Receiver<Result<(), StoreError>>>) -> Result<(), String> {
+    match writing {
+        Some(answer) => match answer.await {
+            Ok(outcome) => outcome.map_err(|error| error.to_string()),
+            Err(_) => Err("its writer has ended".into()),
+        },
+        None => std::future::pending().await,
+    }
+}

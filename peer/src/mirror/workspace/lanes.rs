@@ -1,0 +1,392 @@
+//! What goes on beside the owner: the disk lane, staging, uploads, the state's transactions.
+
+use super::*;
+
+impl Workspace {
+    /// Starts what can be started.
+    pub(super) fn advance(&mut self) {
+        if self.watch.take_root_touched() && !self.root.is_in_place() {
+            self.root_is_gone();
+        }
+        self.drain();
+        self.persist();
+        self.use_disk();
+        self.start_staging();
+        self.start_uploads();
+        self.go_on_with_barriers();
+        self.report();
+    }
+
+    pub(super) fn drain(&mut self) {
+        while let Some(output) = self.replica.poll_output() {
+            match output {
+                Output::Look(paths) => paths.into_iter().for_each(|path| self.dirty.mark(path, LOOK)),
+                Output::Upload { path, hash } => {
+                    let size = self.cache().file(&path).map_or(0, |file| file.stat.size);
+                    self.up_bytes.insert(path.clone(), size);
+                    self.uploads[usize::from(size > LARGE_BYTES)].push((path, hash));
+                }
+                Output::Propose(proposal) => self.proposals.push(hub::propose(&proposal)),
+                Output::Apply(jobs) => self.lists.push_back(jobs),
+                // The status says it.
+                Output::Question { id, text } => {
+                    tracing::info!(session = %self.options.session, id, text, "a question to the workspace's owner")
+                }
+                Output::Resync => self.give_stream_up("the tree is not the hub's"),
+            }
+        }
+    }
+
+    /// Makes durable what was learned, one transaction at a time.
+    pub(super) fn persist(&mut self) {
+        if self.writing.is_some() {
+            return;
+        }
+        let changes = self.replica.take_changes();
+        self.rows.engine(&changes);
+        let seen = self.cache().take_changes();
+        self.rows.seen(seen);
+        if self.rows.is_empty() {
+            self.send_all_proposals();
+        } else {
+            self.in_write.append(&mut self.proposals);
+            self.writing = Some(self.store.write(std::mem::take(&mut self.rows)));
+        }
+    }
+
+    pub(super) fn send_all_proposals(&mut self) {
+        for proposal in std::mem::take(&mut self.proposals) {
+            if let Some(frame) = proposal.frame {
+                self.send(frame);
+            }
+        }
+    }
+
+    pub(super) fn durable(&mut self, outcome: Result<(), String>) {
+        self.writing = None;
+        match outcome {
+            Ok(()) => {
+                for proposal in std::mem::take(&mut self.in_write) {
+                    if let Some(frame) = proposal.frame {
+                        self.send(frame);
+                    }
+                }
+            }
+            Err(error) => {
+                // What is not durable must not be proposed. Nothing on the disk is lost by going on later from what is.
+                tracing::error!(session = %self.options.session, error, "the state of the workspace cannot be kept; sync stands still");
+                self.exit = Some(Exit::Broken(error));
+            }
+        }
+    }
+
+    pub(super) fn use_disk(&mut self) {
+        if self.lane != Lane::Free || self.root_gone {
+            return;
+        }
+        let now = Instant::now();
+        let hurry = self.barriers.iter().any(|barrier| matches!(barrier.state, BarrierState::Look { .. }));
+        let settled = self.watch.settles_at().is_some_and(|at| at <= now || hurry);
+        if settled {
+            let touched = self.watch.take();
+            self.dirty.add(touched);
+        }
+        // Looks first: they are short, and what they find may make an apply needless.
+        if !self.dirty.is_empty() {
+            self.look();
+        } else if let Some((jobs, tasks)) = self.staged.take() {
+            self.apply(jobs, tasks);
+        }
+    }
+
+    pub(super) fn look(&mut self) {
+        let rehash = self.checks.iter().any(|check| check.rehash && !check.looked);
+        let how = How { all: !self.looked_once, rehash };
+        let dirty = std::mem::take(&mut self.dirty);
+        let eyes = Eyes {
+            root: self.root.clone(),
+            cache: self.cache.clone(),
+            ignored: self.ignored.clone(),
+            watch: self.watch.clone(),
+            stop: self.stop.clone(),
+        };
+        self.lane = Lane::Looking(how);
+        let tell = self.tell.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut findings = Findings::default();
+            let ended = walk::look(&eyes, &dirty, how, &mut |portion| {
+                findings.add(portion);
+                true
+            });
+            let _ = tell.blocking_send(Event::Looked { findings, ended });
+        });
+    }
+
+    pub(super) fn apply(&mut self, jobs: Vec<Job>, tasks: Staging) {
+        if !self.root.is_in_place() {
+            self.staged = Some((jobs, tasks));
+            return self.root_is_gone();
+        }
+        self.lane = Lane::Applying;
+        let hands = Hands { root: self.root.clone(), cache: self.cache.clone(), ignored: self.ignored.clone(), stage: self.stage.clone() };
+        let tell = self.tell.clone();
+        tokio::task::spawn_blocking(move || {
+            let (tasks, maps): (Vec<_>, Vec<_>) = tasks.into_iter().unzip();
+            let contents = tasks.iter().map(|task| if let Put::File { content, .. } = task.put { Some(content) } else { None });
+            let maps = contents.zip(maps).filter_map(|(content, map)| Some((content?, map?))).collect();
+            let done = apply::apply(&hands, &tasks, clock::now_ms(), &|_: Step| true).unwrap_or_default();
+            let _ = tell.blocking_send(Event::Applied { jobs, done, maps });
+        });
+    }
+
+    /// Brings the contents of the next jobs to the stage.
+    pub(super) fn start_staging(&mut self) {
+        if self.staging || self.staged.is_some() {
+            return;
+        }
+        let chunks = self.options.chunks.borrow().clone();
+        let needs_chunks = |job: &Job| matches!(job, Job::Set { to: Some(Entry::File { .. }), .. });
+        let Some(jobs) = self.lists.pop_front_if(|jobs| chunks.is_some() || !jobs.iter().any(needs_chunks)) else { return };
+        self.staging = true;
+        let kitchen = Kitchen {
+            root: self.root.clone(),
+            cache: self.cache.clone(),
+            store: self.store.clone(),
+            stage: self.stage.clone(),
+            keys: self.sealing.clone(),
+        };
+        let asker = Asker { session: self.options.session, node: None };
+        let tell = self.tell.clone();
+        tokio::spawn(async move {
+            let (tasks, failed) = stage(&kitchen, chunks, asker, &jobs).await;
+            let _ = tell.send(Event::Staged { jobs, tasks, failed }).await;
+        });
+    }
+
+    pub(super) fn start_uploads(&mut self) {
+        let Some(chunks) = self.options.chunks.borrow().clone() else { return };
+        for large in [false, true] {
+            let lane = usize::from(large);
+            if self.uploading[lane] || self.uploads[lane].is_empty() {
+                continue;
+            }
+            let wanted = std::mem::take(&mut self.uploads[lane]);
+            self.uploading[usize::from(large)] = true;
+            let source = Source {
+                root: self.root.clone(),
+                cache: self.cache.clone(),
+                store: self.store.clone(),
+                keys: self.sealing.clone(),
+                seed: self.seed,
+                hub: self.replica.hub().clone(),
+            };
+            let (made, receive) = mpsc::channel(upload::QUEUE);
+            tokio::task::spawn_blocking(move || upload::make(&source, &wanted, &made));
+            let asker = Asker { session: self.options.session, node: None };
+            let (tell, chunks) = (self.tell.clone(), chunks.clone());
+            tokio::spawn(async move {
+                let (stored, mut told) = mpsc::channel(EVENTS);
+                let pass = async {
+                    while let Some(stored) = told.recv().await {
+                        let _ = tell.send(Event::Stored(stored)).await;
+                    }
+                };
+                tokio::join!(upload::store(chunks, asker, receive, stored), pass);
+                let _ = tell.send(Event::Uploaded { large }).await;
+            });
+        }
+    }
+
+    pub(super) fn take_in(&mut self, event: Event) {
+        match event {
+            Event::Looked { findings, ended } => self.looked(findings, ended),
+            Event::Staged { jobs, tasks, failed } => {
+                self.staging = false;
+                for (path, trouble) in failed {
+                    self.handle(Input::ApplyFailed { path, trouble });
+                }
+                if !tasks.is_empty() {
+                    self.staged = Some((jobs, tasks));
+                }
+            }
+            Event::Applied { jobs, done, maps } => self.applied(&jobs, done, maps),
+            Event::Stored(Stored::File(file)) => {
+                self.up_bytes.remove(&file.path);
+                if let (Some(map), Entry::File { content, .. }) = (&file.map, &file.entry) {
+                    self.rows.map(&content.hash, Some(map));
+                    self.forget_map(&file.path, &content.hash);
+                }
+                self.handle(Input::Uploaded { path: file.path, hash: file.hash, entry: file.entry });
+            }
+            Event::Stored(Stored::Failed { path, trouble }) => {
+                self.up_bytes.remove(&path);
+                if trouble.code == "changed" {
+                    self.dirty.mark(path.clone(), LOOK);
+                }
+                self.handle(Input::UploadFailed { path, trouble });
+            }
+            Event::Uploaded { large } => self.uploading[usize::from(large)] = false,
+        }
+    }
+
+    /// A large file has a new version: how the last one was cut is of no more use.
+    pub(super) fn forget_map(&mut self, path: &RelPath, new: &[u8; 32]) {
+        if let Some(Entry::File { content, .. }) = self.replica.hub().get(path)
+            && content.hash != *new
+            && content.size > limits::CHUNK_BYTES as u64
+        {
+            let old = content.hash;
+            self.rows.map(&old, None);
+        }
+    }
+
+    pub(super) fn looked(&mut self, findings: Findings, ended: Result<(), Ended>) {
+        let Lane::Looking(how) = std::mem::replace(&mut self.lane, Lane::Free) else { return };
+        let Findings { mut found, looked_at, troubles, busy } = findings;
+        match ended {
+            Ok(()) => {}
+            Err(Ended::Stopped) => return,
+            Err(Ended::RootGone) => {
+                // What was seen is not the workspace.
+                self.dirty = Dirty::everything();
+                self.looked_once = false;
+                return self.root_is_gone();
+            }
+        }
+        self.looks += 1;
+        self.note_troubles(&looked_at, troubles);
+        if how.all {
+            found.extend(self.not_there_any_more());
+            self.looked_once = true;
+        }
+        let hot = std::mem::take(&mut self.hot);
+        self.hot = hot.into_iter().filter(|(path, _)| busy.contains(path) || !looked_at.contains(&path.to_string())).collect();
+        busy.into_iter().for_each(|path| self.is_hot(path));
+        self.checks.iter_mut().for_each(|check| check.looked = true);
+        if !found.is_empty() {
+            self.handle(Input::Scanned(found));
+        }
+    }
+
+    /// What the engine takes to be there, and is not.
+    pub(super) fn not_there_any_more(&self) -> Vec<(RelPath, Option<cortex_wire::mirror::replica::Found>)> {
+        let cache = self.cache();
+        let hidden = |path: &RelPath| {
+            self.troubles.values().any(|trouble| {
+                trouble.path.is_empty()
+                    || path.as_str().strip_prefix(&trouble.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            })
+        };
+        self.replica
+            .hub()
+            .iter()
+            .map(|(path, _)| path)
+            .filter(|path| cache.get(path).is_none() && !hidden(path))
+            .map(|path| (path, None))
+            .collect()
+    }
+
+    pub(super) fn note_troubles(&mut self, looked_at: &[String], troubles: Vec<walk::Trouble>) {
+        if !self.troubles.is_empty() {
+            let looked: std::collections::BTreeSet<&str> = looked_at.iter().map(String::as_str).collect();
+            self.troubles.retain(|path, _| {
+                let (parent, _) = crate::mirror::root::split(path);
+                !looked.contains(path.as_str()) && !looked.contains(parent)
+            });
+        }
+        for trouble in troubles {
+            if self.troubles.len() < TROUBLES {
+                self.troubles.insert(trouble.path.clone(), trouble);
+            }
+        }
+    }
+
+    /// It changes faster than it can be read: it alone is looked at more and more seldom.
+    pub(super) fn is_hot(&mut self, path: RelPath) {
+        let hot = self.hot.entry(path.clone()).or_insert(Hot { tries: 0, again_at: Instant::now() });
+        hot.again_at = Instant::now() + HOT.saturating_mul(1 << hot.tries.min(12)).min(HOT_AT_MOST);
+        hot.tries += 1;
+        if hot.tries >= HOT_TRIES {
+            let message = "it changes faster than it can be read; it is synced when it comes to rest".into();
+            self.troubles.insert(path.to_string(), walk::Trouble { path: path.to_string(), code: "hot", message });
+        }
+    }
+
+    pub(super) fn applied(&mut self, jobs: &[Job], done: Vec<Done>, maps: Vec<([u8; 32], ChunkMap)>) {
+        self.lane = Lane::Free;
+        for (content, map) in maps {
+            self.rows.map(&content, Some(&map));
+        }
+        let jobs: BTreeMap<&RelPath, &Job> = jobs.iter().map(|job| (place(job), job)).collect();
+        for Done { path, copy, result } in done {
+            if let Some(copy) = copy {
+                tracing::info!(session = %self.options.session, %path, copy, "the version of this node lost a conflict and is kept here");
+            }
+            let input = match (jobs.get(&path), result) {
+                (Some(Job::Set { to, .. }), Ok(())) => Input::Applied { path, hash: to.as_ref().map(Entry::hash) },
+                (Some(Job::Set { .. }), Err(Failed::Found(found))) => Input::ApplyFound { path, found },
+                (Some(Job::Set { .. }), Err(Failed::Code { code, message })) => {
+                    Input::ApplyFailed { path, trouble: Trouble { code: code.into(), message } }
+                }
+                (Some(Job::Move { .. }), result) => Input::Moved { from: path, done: result.is_ok() },
+                (None, _) => continue,
+            };
+            self.handle(input);
+        }
+    }
+}
+
+type Ready = (Staging, Vec<(RelPath, Trouble)>);
+
+fn place(job: &Job) -> &RelPath {
+    match job {
+        Job::Set { path, .. } => path,
+        Job::Move { from, .. } => from,
+    }
+}
+
+/// Makes tasks of jobs: what they put is in the stage then.
+async fn stage(kitchen: &Kitchen, chunks: Option<Arc<dyn ChunkSource>>, asker: Asker, jobs: &[Job]) -> Ready {
+    let wanted: Vec<Wanted> = jobs.iter().filter_map(|job| wanted(kitchen, job)).collect();
+    let paths: Vec<RelPath> = wanted.iter().map(|wanted| wanted.path.clone()).collect();
+    let outcomes = match chunks {
+        Some(chunks) if !wanted.is_empty() => download::fetch(kitchen, chunks, asker, wanted).await,
+        _ => Vec::new(),
+    };
+    let mut staged: BTreeMap<RelPath, Result<Staged, Trouble>> = paths.into_iter().zip(outcomes).collect();
+    let mut ready: Ready = Default::default();
+    for job in jobs {
+        let (path, expect, keep_copy) = match job {
+            Job::Move { from, to, expect } => {
+                ready.0.push((Task { path: from.clone(), expect: Some(*expect), put: Put::Move(to.clone()), keep_copy: false }, None));
+                continue;
+            }
+            Job::Set { path, expect, keep_copy, .. } => (path, *expect, *keep_copy),
+        };
+        let mut map = None;
+        let put = match (job, staged.remove(path)) {
+            (_, Some(Err(trouble))) => {
+                ready.1.push((path.clone(), trouble));
+                continue;
+            }
+            (Job::Set { to: Some(Entry::File { content, executable }), .. }, Some(Ok(file))) => {
+                map = file.map;
+                Put::File { staged: file.name, content: content.hash, executable: *executable }
+            }
+            (Job::Set { to: Some(Entry::File { executable, .. }), .. }, None) => Put::Mode { executable: *executable },
+            (Job::Set { to: Some(Entry::Directory), .. }, _) => Put::Directory,
+            (Job::Set { to: Some(Entry::Symlink(target)), .. }, _) => Put::Symlink(target.clone()),
+            _ => Put::Nothing,
+        };
+        ready.0.push((Task { path: path.clone(), expect, put, keep_copy }, map));
+    }
+    ready
+}
+
+/// The contents that a job needs, unless they are there and only the permission differs.
+fn wanted(kitchen: &Kitchen, job: &Job) -> Option<Wanted> {
+    let Job::Set { path, to: Some(Entry::File { content, executable }), keep_copy, .. } = job else { return None };
+    let cache = kitchen.cache.lock().unwrap_or_else(PoisonError::into_inner);
+    let same = cache.file(path).is_some_and(|file| file.content == content.hash && file.stat.size == content.size);
+    (!same || *keep_copy).then(|| Wanted { path: path.clone(), content: content.clone(), executable: *executable })
+}
