@@ -2,6 +2,7 @@
 
 mod dispatch;
 mod idle;
+mod mirror;
 mod output;
 mod start;
 
@@ -25,7 +26,7 @@ pub struct Bench {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH];
+pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH, mirror::BENCH];
 
 /// How a benchmark is run.
 pub struct Setting {

@@ -6,14 +6,16 @@
 //! | --- | --- |
 //! | [`bench`] | the benchmarks: one module each |
 //! | [`contest`] | measuring side by side |
+//! | [`corpus`] | trees of files that are synchronised |
 //! | [`report`], [`table`] | figures as JSON, and as a table for people |
-//! | [`other`] | what we compare with: ssh, a bare spawn, plain QUIC through the relay |
+//! | [`other`] | what we compare with: ssh, rsync, a bare spawn, plain QUIC through the relay |
 //! | [`stack`] | hub, relay and peer as processes |
 //! | [`process`], [`http`] | a process that is watched and ended; a client that costs next to nothing |
 //! | [`interrupt`] | Ctrl-C ends a run in good order |
 
 mod bench;
 mod contest;
+mod corpus;
 mod fleet;
 mod http;
 mod interrupt;
@@ -87,6 +89,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         }
         return Ok(());
     }
+    machine::own_network();
     interrupt::watch()?;
     let load_before = machine::load();
     let all = cli.name == "all";

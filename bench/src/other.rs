@@ -2,5 +2,6 @@
 
 pub mod mux;
 pub mod relay;
+pub mod rsync;
 pub mod spawn;
 pub mod ssh;

@@ -114,6 +114,11 @@ impl Ssh {
         client
     }
 
+    /// What other programs call to get to the other side, as the host `bench`.
+    pub fn remote_shell(&self) -> String {
+        format!("ssh -F {} -S {}", self.config.display(), self.socket.display())
+    }
+
     /// The connection without a client process: sessions are opened on it from here.
     pub fn mux(&self) -> anyhow::Result<Mux> {
         Mux::connect(&self.socket)

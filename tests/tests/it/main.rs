@@ -6,6 +6,7 @@
 //! | [`shell`] | what a command is given, and how it ends |
 //! | [`hostile`] | commands that misbehave |
 //! | [`presence`] | who is there, as it changes |
+//! | [`chunk`] | contents of workspaces through relays |
 //! | [`crash`] | programs that are killed while they work |
 //! | [`relay`] | relays in processes of their own |
 //! | [`nat`] | hub and peer behind routers, and networks that change |
@@ -16,6 +17,7 @@
 //! | [`program`] | command lines, configuration files, exit codes |
 //! | [`install`] | from the download page to a node |
 
+mod chunk;
 mod crash;
 mod decoders;
 mod false_hub;
@@ -23,6 +25,7 @@ mod hostile;
 mod install;
 mod invite;
 mod main_job;
+mod mirror;
 mod nat;
 mod noise;
 mod presence;
