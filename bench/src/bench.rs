@@ -1,14 +1,19 @@
 //! The benchmarks.
 
+mod broadcast;
 mod dispatch;
 mod idle;
 mod mirror;
 mod output;
 mod start;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
 
-use anyhow::ensure;
+use anyhow::{Context as _, ensure};
+use rustix::process::geteuid;
 use tempfile::TempDir;
 
 use crate::{machine, report::Report};
@@ -21,18 +26,22 @@ pub struct Bench {
     pub what: &'static str,
     /// The tools that it compares with.
     pub against: &'static [&'static str],
+    /// Whether files are what it measures: then they lie on a journalled ext4 in memory instead of tmpfs, where a rename or a synchronisation costs nothing. Needs root.
+    pub journalled: bool,
     /// Measures.
     pub run: fn(&Setting, &mut Report) -> anyhow::Result<()>,
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH, mirror::BENCH];
+pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH, mirror::BENCH, broadcast::BENCH];
 
 /// How a benchmark is run.
 pub struct Setting {
     /// Fewer runs.
     pub quick: bool,
     against: Vec<String>,
+    /// Before its folder, on which it is mounted.
+    _disk: Option<Disk>,
     folder: TempDir,
 }
 
@@ -45,7 +54,8 @@ impl Setting {
         let memory = Path::new("/dev/shm");
         let parent = dir.unwrap_or_else(|| if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() });
         let folder = tempfile::Builder::new().prefix("cortex-bench-").tempdir_in(parent)?;
-        Ok(Self { quick, against: against.to_owned(), folder })
+        let disk = if bench.journalled && geteuid().is_root() { Some(Disk::mount(folder.path())?) } else { None };
+        Ok(Self { quick, against: against.to_owned(), _disk: disk, folder })
     }
 
     /// Where everything is written.
@@ -66,5 +76,37 @@ impl Setting {
     /// One number for a whole run, another for a quick one.
     pub fn pick<T>(&self, whole: T, quick: T) -> T {
         if self.quick { quick } else { whole }
+    }
+}
+
+/// A file system in a file, mounted as long as this value exists.
+struct Disk {
+    at: PathBuf,
+    image: PathBuf,
+}
+
+impl Disk {
+    fn mount(at: &Path) -> anyhow::Result<Self> {
+        let disk = Self { at: at.to_owned(), image: at.with_extension("img") };
+        std::fs::File::create(&disk.image)?.set_len(12 << 30)?;
+        let run = |command: &mut Command| {
+            let status = command.stdout(Stdio::null()).status().with_context(|| format!("cannot run {command:?}"))?;
+            ensure!(status.success(), "{command:?} ended with {status}");
+            Ok(())
+        };
+        let options = ["-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-N", "2000000"];
+        run(Command::new("mkfs.ext4").args(options).arg(&disk.image))?;
+        run(Command::new("mount").args(["-o", "loop,discard"]).args([&disk.image, &disk.at]))?;
+        // sshd looks at the folders above its user's, too.
+        std::fs::set_permissions(at, std::os::unix::fs::PermissionsExt::from_mode(0o711))?;
+        Ok(disk)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a program that was killed may not be gone yet.
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
+        let _ = std::fs::remove_file(&self.image);
     }
 }

@@ -102,6 +102,14 @@ impl Client {
         self.good().with_context(|| format!("{method} {path}"))
     }
 
+    /// Sends bytes, which have to be taken.
+    pub fn put(&mut self, path: &str, body: &[u8]) -> anyhow::Result<()> {
+        let head = format!("PUT {path} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n", self.headers, body.len());
+        self.stream.get_mut().write_all(head.as_bytes())?;
+        self.stream.get_mut().write_all(body)?;
+        self.good().map(drop).with_context(|| format!("PUT {path}"))
+    }
+
     /// Asks for a body that comes piece by piece, and leaves the connection to it.
     pub fn stream(mut self, path: &str) -> anyhow::Result<Chunked<BufReader<TcpStream>>> {
         self.send("GET", path, None)?;

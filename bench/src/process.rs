@@ -66,6 +66,11 @@ impl Process {
         Ok(Self { name, child, out, log })
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Waits until `ready` answers something.
     pub fn wait_for<T>(&mut self, what: &str, patience: Duration, mut ready: impl FnMut(&Self) -> Option<T>) -> anyhow::Result<T> {
         let since = Instant::now();

@@ -29,8 +29,13 @@ use crate::{
     stack::{Hub, Peer, free_port},
 };
 
-pub const BENCH: Bench =
-    Bench { name: "mirror", what: "a workspace that is the same on hub and nodes", against: &[rsync::NAME, ssh::NAME], run };
+pub const BENCH: Bench = Bench {
+    name: "mirror",
+    what: "a workspace that is the same on hub and nodes",
+    against: &[rsync::NAME, ssh::NAME],
+    journalled: true,
+    run,
+};
 
 /// For anything to arrive.
 const PATIENCE: Duration = Duration::from_secs(180);

@@ -16,7 +16,8 @@ use crate::{
     stack::Stack,
 };
 
-pub const BENCH: Bench = Bench { name: "output", what: "throughput of a command's output", against: &[relay::NAME, ssh::NAME], run };
+pub const BENCH: Bench =
+    Bench { name: "output", what: "throughput of a command's output", against: &[relay::NAME, ssh::NAME], journalled: false, run };
 
 const MIB: f64 = 1024.0 * 1024.0;
 

@@ -9,7 +9,7 @@ use crate::{
     stack::{Hub, Peer, free_port},
 };
 
-pub const BENCH: Bench = Bench { name: "start", what: "from the start of a program to its service", against: &[], run };
+pub const BENCH: Bench = Bench { name: "start", what: "from the start of a program to its service", against: &[], journalled: false, run };
 
 fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let rounds = setting.pick(20, 7);
