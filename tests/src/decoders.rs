@@ -6,15 +6,26 @@
 use bytes::{Bytes, BytesMut};
 use cortex_wire::{
     frame,
-    id::{HubId, NodeId},
+    id::{HubId, NodeId, SessionId},
     invite::{self, RelayEndpoint},
     key::{self, Domain, SecretKey, check_statement},
     limits,
+    mirror::{
+        cut::Unfolding,
+        entry::{Content, Entry, Sid, Span},
+        ignore::Rules,
+        judge::{Author, judge},
+        op,
+        path::RelPath,
+        seal::{Keys, Opener, Sealed},
+        tree::Tree,
+    },
     policy::{self, Policy},
     route,
     schema::{
-        Enrolment, FromRelay, FromTask, HubFrame, HubHello, InviteProof, KeyPurpose, LinkAnswer, LinkHello, NodeFrame, RegistrationRequest,
-        RelayAddress, SandboxPolicy, Signed, StreamOpen, SyncConfiguration, TaskRequest, TaskResponse, ToRelay, ToTask,
+        ChunkOpen, ChunksStored, Enrolment, FromRelay, FromTask, FromWorkspace, HubFrame, HubHello, InviteProof, KeyPurpose, LinkAnswer,
+        LinkHello, NodeFrame, PackedBatch, RegistrationRequest, RelayAddress, SandboxPolicy, SidList, Signed, StreamOpen,
+        SyncConfiguration, TaskRequest, TaskResponse, ToRelay, ToTask, ToWorkspace,
     },
     task::{self, Gate, SequenceWindow},
     text, ticket,
@@ -25,7 +36,7 @@ use prost::Message;
 pub type Decoder = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Decoder; 8] = [
+pub const ALL: [Decoder; 10] = [
     ("frames", frames),
     ("invites", invites),
     ("tickets", tickets),
@@ -34,6 +45,8 @@ pub const ALL: [Decoder; 8] = [
     ("policies", policies),
     ("packets", packets),
     ("texts", texts),
+    ("workspaces", workspaces),
+    ("chunks", chunks),
 ];
 
 /// Runs the decoder of this name.
@@ -122,6 +135,52 @@ fn policies(bytes: &[u8]) {
         let argv: Vec<String> = script.split(' ').map(str::to_owned).collect();
         let _ = rules.deny.iter().any(|rule| policy::matches(rule, &argv));
         let _ = Policy::new(rules.clone()).within(&rules);
+    }
+}
+
+fn workspaces(bytes: &[u8]) {
+    read_all::<ToWorkspace>(bytes, limits::WORKSPACE_FRAME_BYTES);
+    read_all::<FromWorkspace>(bytes, limits::WORKSPACE_FRAME_BYTES);
+    let whole = Bytes::copy_from_slice(bytes);
+    let packings = [
+        PackedBatch { bytes: whole.clone(), size: 0 },
+        PackedBatch { bytes: whole.clone(), size: 4_096 },
+        PackedBatch::decode(whole).unwrap_or_default(),
+    ];
+    for packed in packings {
+        let Ok(ops) = op::unpack(&packed, limits::BATCH_OPS) else { continue };
+        let judgement = judge(&Tree::default(), &ops, &[], &Author::Hub("somebody".into()), 1_000);
+        for op in judgement.accepted {
+            let _ = op::pack(&[op]);
+        }
+    }
+    if let Ok(entry) = Entry::from_bytes(bytes) {
+        assert_eq!(Entry::from_bytes(&entry.to_bytes()).map(|again| again.hash()), Ok(entry.hash()));
+    }
+    let text = String::from_utf8_lossy(bytes);
+    if let (Ok(path), Ok(rules)) = (text.parse::<RelPath>(), RelPath::root().join(".cortexignore")) {
+        let _ = (path.parent(), path.fold_key());
+        let _ = Rules::new([(rules, text.as_ref())]).matched(&path, false);
+    }
+}
+
+fn chunks(bytes: &[u8]) {
+    read_all::<ChunkOpen>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<SidList>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<ChunksStored>(bytes, limits::CONTROL_FRAME_BYTES);
+    let mut keys = Keys::new(SessionId::new(1, [0; 10]));
+    keys.insert(1, &[3; 32]);
+    let sid = Sid(*blake3::hash(bytes).as_bytes());
+    if let Some(sealed) = Sealed::check(sid, Bytes::copy_from_slice(bytes)) {
+        let _ = Opener::new(std::sync::Arc::new(keys)).open(sealed);
+    }
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let spans = vec![Span { sid, offset: 0, length }].into();
+    for depth in [1, 2] {
+        let content = Content { size: 1 << 20, hash: [0; 32], depth, spans: std::sync::Arc::clone(&spans) };
+        if let Ok(mut unfolding) = Unfolding::new(&content) {
+            let _ = unfolding.page(bytes);
+        }
     }
 }
 
