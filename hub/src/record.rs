@@ -63,7 +63,7 @@ pub struct User {
 }
 
 /// 32 bytes of a hash, as hexadecimal digits in JSON.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 impl std::fmt::Display for Digest {

@@ -300,6 +300,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     .or_exit(exit::FAILURE)?;
     tokio::spawn(drain_alone(lifecycle.clone(), tasks.clone()));
     let mirror = Mirror::new(settings.workspace_dir(), state.path(), NodeId::from(key.public()));
+    tasks.set_mirror(mirror.clone());
 
     let described = capabilities::quick(tasks.slots(), &settings.workspace_dir());
     let (describe, capabilities) = watch::channel(described.clone());

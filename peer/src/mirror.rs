@@ -8,10 +8,12 @@
 //! | [`root`] | its folder, held open; the only way to its files |
 //! | [`watch`] | what was touched |
 //! | [`walk`], [`read`], [`ignore`] | what lies there now |
+//! | [`large`] | large files, read beside everything else |
 //! | [`cache`] | what lay there when it was last looked at |
 //! | [`stage`], [`apply`] | putting the hub's version into its place |
 //! | [`upload`], [`download`], [`chunks`] | contents on their way |
 //! | [`store`] | what is kept over a restart |
+//! | [`writers`] | which task wrote |
 //! | [`drift`] | the difference to the hub, as a report |
 
 pub mod apply;
@@ -20,6 +22,7 @@ pub mod chunks;
 pub mod download;
 pub mod drift;
 pub mod ignore;
+pub mod large;
 pub mod read;
 pub mod root;
 pub mod stage;
@@ -28,6 +31,7 @@ pub mod upload;
 pub mod walk;
 pub mod watch;
 pub mod workspace;
+pub mod writers;
 
 use std::{
     collections::HashMap,
@@ -43,17 +47,18 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     frame::FrameError,
-    id::{NodeId, SessionId},
+    id::{NodeId, SessionId, TaskId},
     limits,
     schema::{FromWorkspace, ToWorkspace, WorkspaceOpen, WorkspaceProblem, WorkspaceStatus, from_workspace},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
-    sync::{mpsc, watch as channel},
+    sync::{mpsc, oneshot, watch as channel},
 };
 
 use tokio_util::task::TaskTracker;
-use workspace::{Attachment, Exit, OpenError, Options, Workspace};
+use workspace::{Ask, Attachment, Exit, Inbox, OpenError, Options, Workspace};
+use writers::Writers;
 
 /// Frames between a stream and its workspace.
 const FRAMES: usize = 64;
@@ -61,6 +66,9 @@ const FRAMES: usize = 64;
 const BROKEN: Duration = Duration::from_secs(30);
 /// A workspace that is closed finishes what it does on the disk.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+
+/// A task waits so long for its workspace, before it starts and before its result is sent.
+const TASK_WAITS: Duration = Duration::from_secs(2);
 
 /// The workspaces of this node. Cheap to clone.
 #[derive(Clone)]
@@ -71,10 +79,35 @@ struct Inner {
     state_dir: PathBuf,
     node: NodeId,
     chunks: channel::Sender<Option<Arc<dyn ChunkSource>>>,
-    open: Mutex<HashMap<SessionId, mpsc::Sender<Attachment>>>,
+    open: Mutex<HashMap<SessionId, Handle>>,
+    writers: Arc<Writers>,
     owners: TaskTracker,
     /// Workspaces whose state could not be kept: when, and why.
     broken: Mutex<HashMap<SessionId, (Instant, String)>>,
+}
+
+impl std::fmt::Debug for Mirror {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Mirror").field("workspace_dir", &self.0.workspace_dir).finish_non_exhaustive()
+    }
+}
+
+/// The way to an open workspace.
+#[derive(Clone)]
+struct Handle {
+    attach: mpsc::Sender<Attachment>,
+    ask: mpsc::Sender<Ask>,
+}
+
+/// What became of a task's wish.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    Done,
+    /// The session has no folder here that is kept like the hub's.
+    Nobody,
+    /// The hub is not there, or all stands still.
+    NotNow,
+    TooLate,
 }
 
 impl Mirror {
@@ -87,6 +120,7 @@ impl Mirror {
             node,
             chunks,
             open: Mutex::default(),
+            writers: Arc::default(),
             owners: TaskTracker::new(),
             broken: Mutex::default(),
         }))
@@ -104,7 +138,42 @@ impl Mirror {
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.0.owners.wait()).await;
     }
 
-    fn open(&self) -> MutexGuard<'_, HashMap<SessionId, mpsc::Sender<Attachment>>> {
+    /// A task of the session is about to start: waits, for a while, until its folder holds what the hub last announced.
+    pub async fn before_task(&self, session: &SessionId, task: &TaskId) {
+        self.0.writers.began(*session, *task);
+        if self.ask(session, Ask::Follow).await == Asked::TooLate {
+            tracing::warn!(%session, %task, "the task starts although its folder is behind the hub");
+        }
+    }
+
+    /// A task of the session has ended: waits, for a while, until what it wrote is at the hub.
+    pub async fn after_task(&self, session: &SessionId, task: &TaskId) {
+        let flushed = self.ask(session, Ask::Flush).await;
+        if flushed == Asked::TooLate {
+            tracing::warn!(%session, %task, "the task's result is sent although not all that it wrote is at the hub");
+        }
+        self.0.writers.ended(session, task, matches!(flushed, Asked::Done | Asked::Nobody));
+    }
+
+    /// A task that was announced did not start.
+    pub fn no_task(&self, session: &SessionId, task: &TaskId) {
+        self.0.writers.ended(session, task, true);
+    }
+
+    /// Asks a workspace, and waits for a while.
+    async fn ask(&self, session: &SessionId, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Asked {
+        let handle = self.open().get(session).filter(|handle| !handle.ask.is_closed()).cloned();
+        let Some(handle) = handle else { return Asked::Nobody };
+        let (tell, told) = oneshot::channel();
+        let answer = async { handle.ask.send(ask(tell)).await.is_ok() && told.await.is_ok() };
+        match tokio::time::timeout(TASK_WAITS, answer).await {
+            Ok(true) => Asked::Done,
+            Ok(false) => Asked::NotNow,
+            Err(_) => Asked::TooLate,
+        }
+    }
+
+    fn open(&self) -> MutexGuard<'_, HashMap<SessionId, Handle>> {
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -148,9 +217,9 @@ impl Mirror {
     }
 
     async fn attach(&self, session: SessionId, attachment: Attachment) -> Result<(), OpenError> {
-        let known = self.open().get(&session).filter(|known| !known.is_closed()).cloned();
+        let known = self.open().get(&session).filter(|known| !known.attach.is_closed()).cloned();
         let attachment = match known {
-            Some(known) => match known.send(attachment).await {
+            Some(known) => match known.attach.send(attachment).await {
                 Ok(()) => return Ok(()),
                 Err(unsent) => unsent.0,
             },
@@ -158,9 +227,10 @@ impl Mirror {
         };
         let workspace = self.open_workspace(session).await?;
         let (attach, attached) = mpsc::channel(4);
+        let (ask, asked) = mpsc::channel(FRAMES);
         let _ = attach.send(attachment).await;
-        self.open().insert(session, attach);
-        self.0.owners.spawn(self.clone().keep(session, workspace, attached));
+        self.open().insert(session, Handle { attach, ask });
+        self.0.owners.spawn(self.clone().keep(session, workspace, Inbox { attached, asked }));
         Ok(())
     }
 
@@ -175,6 +245,7 @@ impl Mirror {
             session,
             node: self.0.node,
             chunks: self.0.chunks.subscribe(),
+            writers: self.0.writers.clone(),
         };
         // To open it costs a look at everything: not again and again while a disk is full.
         if let Some((at, why)) = self.broken().get(&session)
@@ -190,10 +261,10 @@ impl Mirror {
     }
 
     /// Keeps a workspace open until it is detached.
-    async fn keep(self, session: SessionId, mut workspace: Workspace, mut attached: mpsc::Receiver<Attachment>) {
+    async fn keep(self, session: SessionId, mut workspace: Workspace, mut inbox: Inbox) {
         loop {
             let exit;
-            (exit, attached) = workspace.run(attached).await;
+            (exit, inbox) = workspace.run(inbox).await;
             tracing::info!(%session, ?exit, "the workspace was closed");
             match exit {
                 Exit::Anew => {}

@@ -9,7 +9,7 @@ use std::{
     ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -27,6 +27,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::{
     journal::{Journal, JournalError, Remembered, Started},
+    mirror::Mirror,
     process::{self, Mark, Processes},
     shell::{
         Stop,
@@ -141,6 +142,8 @@ struct Inner {
     state: Mutex<State>,
     /// How many tasks run; changes with every task that begins or ends.
     running: watch::Sender<u32>,
+    /// Keeps the folders in which tasks run.
+    mirror: OnceLock<Mirror>,
 }
 
 #[derive(Debug)]
@@ -233,9 +236,15 @@ impl Tasks {
             processes: Processes::new().map_err(TasksError::Signals)?,
             state: Mutex::new(state),
             running: watch::Sender::new(0),
+            mirror: OnceLock::new(),
         }));
         this.0.take_up(remembered)?;
         Ok(this)
+    }
+
+    /// From now on tasks find in their folder what the hub announced, and end when what they wrote is there.
+    pub fn set_mirror(&self, mirror: Mirror) {
+        let _ = self.0.mirror.set(mirror);
     }
 
     /// Whose tasks to take. The same hub and nonce again (after a reconnect) keep what was seen.
@@ -359,9 +368,9 @@ impl Tasks {
             let id = admitted.id;
             let started = if tell.is_closed() { Err(Rejection::Draining) } else { inner.start(admitted).await };
             match started {
-                Ok((task, patience, running)) => {
+                Ok((task, session, patience, running)) => {
                     let _ = tell.send(Ok(task.clone()));
-                    inner.follow(&task, patience, running).await;
+                    inner.follow(&task, &session, patience, running).await;
                 }
                 Err(rejection) => {
                     inner.change(|state| {

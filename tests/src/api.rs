@@ -34,6 +34,10 @@ pub struct Problem {
     pub fix: String,
     /// Where output goes on.
     pub next_offset: Option<u64>,
+    /// What a change of a file expected.
+    pub parent_hash: Option<String>,
+    /// What is there.
+    pub current_hash: Option<String>,
 }
 
 /// A fresh invite.

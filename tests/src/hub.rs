@@ -33,6 +33,8 @@ pub struct HubOptions {
     pub relays: Vec<String>,
     /// The root key that it will have, so that relays can be told of it before it starts; none: it makes its own.
     pub root: Option<SecretKey>,
+    /// Where it keeps contents of workspaces; none: in its data directory.
+    pub mirror_dir: Option<PathBuf>,
 }
 
 impl HubOptions {
@@ -93,7 +95,7 @@ impl Hub {
     pub async fn start_with(options: HubOptions) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let (http_port, relay_port) = (program::free_port()?, program::free_port()?);
-        configure(&home, http_port, relay_port)?;
+        configure(&options, &home, http_port, relay_port)?;
         if let Some(root) = &options.root {
             let keys = home.path().join("data/keys");
             keyfile::make_private_dir(&keys)?;
@@ -206,9 +208,10 @@ impl Hub {
     }
 }
 
-fn configure(home: &TempDir, http_port: u16, relay_port: u16) -> Result<()> {
+fn configure(options: &HubOptions, home: &TempDir, http_port: u16, relay_port: u16) -> Result<()> {
     let settings = json!({
         "data_dir": home.path().join("data"),
+        "mirror_dir": options.mirror_dir,
         "listen": format!("127.0.0.1:{http_port}"),
         "relay": {"listen": format!("127.0.0.1:{relay_port}")},
     });

@@ -5,6 +5,7 @@
 //! | [`program`] | where the programs are, and one run of one of them with its log |
 //! | [`hub`], [`relay`], [`peer`] | a running program of each kind |
 //! | [`api`], [`events`] | the hub's HTTP API and its event streams, as a client sees them |
+//! | [`files`] | a session's files, by the same API |
 //! | [`rogue`] | a node made by hand, which says what a peer would not |
 //! | [`decoders`] | everything that reads what strangers send, for the fuzzer |
 //! | [`net`] | networks of namespaces with NAT, and faults in them |
@@ -30,6 +31,7 @@
 pub mod api;
 pub mod decoders;
 pub mod events;
+pub mod files;
 pub mod hub;
 pub mod net;
 pub mod peer;

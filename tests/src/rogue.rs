@@ -13,7 +13,7 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     PROTOCOL_VERSION,
-    id::HubId,
+    id::{HubId, RelayId},
     invite::RelayEndpoint,
     key::SecretKey,
     limits,
@@ -39,6 +39,8 @@ pub struct Rogue {
 pub struct Talk {
     /// The connection.
     pub connection: Connection,
+    /// The relay that it goes through.
+    pub relay: RelayId,
     /// What the hub said.
     pub hello: HubHello,
     /// Frames from the hub.
@@ -109,7 +111,7 @@ impl Rogue {
             let mut reader = FrameReader::new(recv, limits::CONTROL_FRAME_BYTES);
             let hello: HubHello = reader.expect().await?;
             ensure!(hello.version == PROTOCOL_VERSION, "the hub speaks version {}", hello.version);
-            Ok(Talk { connection, hello, reader, writer: FrameWriter::new(send) })
+            Ok(Talk { connection, relay: relay.id, hello, reader, writer: FrameWriter::new(send) })
         };
         tokio::time::timeout(PATIENCE, talk).await.context("the hub does not answer")?
     }
@@ -133,6 +135,7 @@ impl Talk {
             version: PROTOCOL_VERSION,
             agent: "rogue 0".into(),
             name: "rogue".into(),
+            relay_id: self.relay.to_string(),
             boot_nonce: clock::random::<32>().to_vec().into(),
             enrolment,
             ..RegistrationRequest::default()

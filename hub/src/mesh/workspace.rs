@@ -123,7 +123,15 @@ async fn keep(handle: Arc<NodeHandle>, session: SessionId, detach: CancellationT
                 }
                 match ended {
                     Ok(()) => return,
-                    Err(error) => error,
+                    Err(error) => {
+                        // The session may have been deleted, or the node taken out of it, before anybody told this stream.
+                        let synced = handle.hub.synced_sessions(handle.node).await;
+                        if synced.is_ok_and(|synced| !synced.contains(&session)) {
+                            let _ = line.farewell().await;
+                            return;
+                        }
+                        error
+                    }
                 }
             }
             Err(error) => error,
@@ -211,6 +219,9 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Line<R, W> {
 
     /// Brings the node from where it stands to where the workspace stands; from the beginning when the log does not know where it stands.
     async fn welcome(&mut self, hello: &WorkspaceHello) -> Result<(), LineError> {
+        if hello.revision == 0 {
+            self.workspace.forget_verdicts(&self.hub, self.attachment.node).await?;
+        }
         self.cursor = if self.workspace.knows(&self.hub, hello.revision, &hello.root).await? { hello.revision } else { 0 };
         if self.cursor == 0 && hello.revision > 0 && self.head.borrow().revision() == 0 {
             // The workspace is empty, and the node believes otherwise.

@@ -27,7 +27,7 @@ use crate::{
     hub::Hub,
     record::{
         Digest, Scope, SessionStatus, Standing,
-        mirror::{CommitRecord, ConflictRecord, WorkspaceRecord},
+        mirror::{CommitRecord, ConflictRecord, VerdictRecord, WorkspaceRecord},
         tables::{COMMITS, CONFLICTS, NODES, SESSIONS, SNAPSHOTS, VERDICTS, WORKSPACES},
     },
     session,
@@ -50,7 +50,7 @@ pub(crate) enum By {
 }
 
 impl By {
-    fn subject(&self) -> String {
+    pub(super) fn subject(&self) -> String {
         match self {
             Self::Actor(actor) => actor.subject(),
             Self::Node(node) => format!("node:{node}"),
@@ -88,6 +88,8 @@ pub(crate) struct Plan {
     pub(crate) settled: Vec<ConflictRecord>,
     /// The answer to a node's proposal, under its sequence. Base, revision and root are filled in.
     pub(crate) verdict: Option<Verdict>,
+    /// Of the proposal that it answers.
+    pub(crate) proposal: Digest,
     /// In a few words.
     pub(crate) what: String,
     /// The task that wrote it, or empty.
@@ -106,6 +108,7 @@ impl Plan {
             conflicts: Vec::new(),
             settled: Vec::new(),
             verdict: None,
+            proposal: Digest::default(),
             what: String::new(),
             task: Bytes::new(),
             event: None,
@@ -138,6 +141,7 @@ struct Rows {
     snapshot: Vec<PackedBatch>,
     conflicts: Vec<ConflictRecord>,
     verdict: Option<Verdict>,
+    proposal: Digest,
     event: Option<(&'static str, Value)>,
 }
 
@@ -204,7 +208,7 @@ fn rows(by: &By, head: &Head, plan: &Plan, now_ms: i64) -> Rows {
     }
     let verdict = plan.verdict.clone().map(|verdict| stands_at(verdict, head, &record));
     conflicts.extend(plan.settled.iter().cloned());
-    Rows { record, commit, snapshot, conflicts, verdict, event: plan.event.clone() }
+    Rows { record, commit, snapshot, conflicts, verdict, proposal: plan.proposal, event: plan.event.clone() }
 }
 
 fn commit_of(by: &By, record: &WorkspaceRecord, plan: &Plan, now_ms: i64) -> CommitRecord {
@@ -247,7 +251,8 @@ fn put(change: &mut Change<'_>, by: &By, id: SessionId, rows: Rows) -> Result<()
         change.event(id, "file_conflict", data)?;
     }
     if let (By::Node(node), Some(verdict)) = (by, &rows.verdict) {
-        VERDICTS.put(change.tx, &(id, (*node, verdict.sequence)), verdict)?;
+        let kept = VerdictRecord { digest: Bytes::copy_from_slice(&rows.proposal.0), verdict: Some(verdict.clone()) };
+        VERDICTS.put(change.tx, &(id, (*node, verdict.sequence)), &kept)?;
         if let Some(old) = verdict.sequence.checked_sub(VERDICTS_KEPT) {
             VERDICTS.delete(change.tx, &(id, (*node, old)))?;
         }

@@ -17,6 +17,8 @@ use cortex_wire::{
     schema::{Proposal, Verdict},
 };
 
+use prost::Message as _;
+
 use super::{
     MirrorError,
     commit::{By, Plan},
@@ -25,7 +27,8 @@ use super::{
 };
 use crate::{
     hub::Hub,
-    record::{mirror::ConflictRecord, tables::VERDICTS},
+    record::{Digest, mirror::ConflictRecord, tables::VERDICTS},
+    store::Span,
 };
 
 /// A proposal, read.
@@ -33,6 +36,7 @@ struct Proposed {
     node: NodeId,
     sequence: u64,
     task: Bytes,
+    digest: Digest,
     ops: Vec<Op>,
     /// Those of them whose chunks the hub does not hold.
     unheld: HashSet<usize>,
@@ -45,18 +49,32 @@ impl Workspace {
     /// [`MirrorError`].
     pub(crate) async fn propose(self: &Arc<Self>, hub: &Arc<Hub>, node: NodeId, proposal: Proposal) -> Result<Verdict, MirrorError> {
         let (session, sequence) = (self.session, proposal.sequence);
+        let digest = Digest(blake3::hash(&proposal.batch.clone().unwrap_or_default().encode_to_vec()).into());
         let given = hub.db.read(move |tx| VERDICTS.get(tx, &(session, (node, sequence)))).await?;
-        if let Some(given) = given {
+        if let Some(given) = given.filter(|given| given.digest == digest.0[..]).and_then(|given| given.verdict) {
             return Ok(given);
         }
         let malformed = |error: op::BatchError| MirrorError::Protocol(error.to_string());
         let ops = op::unpack(&proposal.batch.unwrap_or_default(), limits::BATCH_OPS).map_err(malformed)?;
         let unheld = content::unheld(hub, self, &ops).await?;
         let task = if proposal.task_id.len() == 16 { proposal.task_id } else { Bytes::new() };
-        let proposed = Proposed { node, sequence, task, ops, unheld };
+        let proposed = Proposed { node, sequence, task, digest, ops, unheld };
         let now_ms = hub.now_ms();
         let outcome = self.commit(hub, By::Node(node), move |head| Ok(decide(head, &proposed, now_ms))).await?;
         outcome.verdict.ok_or(MirrorError::Failed)
+    }
+
+    /// A node begins from nothing: what it was told before answers nothing that it proposes from now on.
+    ///
+    /// # Errors
+    /// [`MirrorError`].
+    pub(crate) async fn forget_verdicts(&self, hub: &Arc<Hub>, node: NodeId) -> Result<(), MirrorError> {
+        let session = self.session;
+        let told = hub.db.read(move |tx| VERDICTS.last(tx, &Span::under((session, node)))).await?;
+        if told.is_some() {
+            hub.change(By::Node(node).subject(), move |change| VERDICTS.clear(change.tx, &Span::under((session, node)))).await?;
+        }
+        Ok(())
     }
 }
 
@@ -68,6 +86,7 @@ fn decide(head: &Head, proposed: &Proposed, now_ms: i64) -> Plan {
     plan.conflicts = judgement.conflicts.iter().map(|conflict| record_of(conflict, head, proposed.node)).collect();
     plan.what = "edit".into();
     plan.task = proposed.task.clone();
+    plan.proposal = proposed.digest;
     let objections = judgement.objections.iter().map(Objection::to_schema).collect();
     plan.verdict = Some(Verdict { sequence: proposed.sequence, objections, ..Verdict::default() });
     plan

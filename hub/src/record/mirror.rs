@@ -158,3 +158,14 @@ pub struct ConflictRecord {
     #[prost(int64, tag = "11")]
     pub resolved_at_ms: i64,
 }
+
+/// A verdict that a node may ask for again.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct VerdictRecord {
+    /// Of the proposal, 32 bytes: a node that has lost its state counts from the beginning, and what it proposes under an old number is something else.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub digest: bytes::Bytes,
+    /// What the node was told.
+    #[prost(message, optional, tag = "2")]
+    pub verdict: Option<schema::Verdict>,
+}

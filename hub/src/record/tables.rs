@@ -7,7 +7,7 @@ use cortex_wire::{
 
 use super::{
     ApiToken, AuditRow, Digest, Event, IdempotencyEntry, Invite, LoginSession, Node, Notice, OutputRecord, Session, SetupToken, Task, User,
-    mirror::{CommitRecord, ConflictRecord, WorkspaceRecord},
+    mirror::{CommitRecord, ConflictRecord, VerdictRecord, WorkspaceRecord},
 };
 use crate::store::{Index, Proto, Table};
 
@@ -66,6 +66,6 @@ pub const SNAPSHOTS: Table<(SessionId, (u64, u64)), schema::PackedBatch, Proto> 
 /// Changes that did not go in.
 pub const CONFLICTS: Table<(SessionId, u64), ConflictRecord, Proto> = Table::new(54, "conflicts");
 /// Answers to proposals that a node may send again, by its sequence.
-pub const VERDICTS: Table<(SessionId, (NodeId, u64)), schema::Verdict, Proto> = Table::new(55, "verdicts");
+pub const VERDICTS: Table<(SessionId, (NodeId, u64)), VerdictRecord, Proto> = Table::new(55, "verdicts");
 /// Written and read by the readiness check.
 pub const PROBE: Table<str, i64> = Table::new(250, "probe");

@@ -9,7 +9,9 @@
 //! | nothing | anything | rename that must not replace |
 //! | a file or link | anything | exchange, then a look at what was displaced |
 //! | a file or link | nothing | taken away into the stage, then a look at it |
+//! | what is ignored | nothing | left alone |
 //! | a folder | nothing | removed when it is empty; what is ignored in it keeps it |
+//! | a name that the file system takes for this one | anything | refused |
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +22,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use cortex_wire::mirror::{entry::Hash, path::RelPath, replica::Found};
+use cortex_wire::{
+    limits,
+    mirror::{entry::Hash, ignore::Rules, path::RelPath, replica::Found},
+    text,
+};
 use rustix::{
     fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, readlinkat, renameat_with, syncfs, unlinkat},
     io::Errno,
@@ -28,7 +34,7 @@ use rustix::{
 
 use super::{
     cache::{Cache, Known, KnownFile},
-    ignore::Ignored,
+    ignore::{self, Ignored},
     read::{self, BUFFER_BYTES},
     root::{Folder, Root, Stat},
     stage::Stage,
@@ -157,6 +163,8 @@ pub struct Hands {
     pub ignored: Arc<Mutex<Ignored>>,
     /// Where files wait.
     pub stage: Arc<Stage>,
+    /// The hub's ignore files above what is to be removed. Until they are in their place, nobody knows what may be.
+    pub rules: Vec<(RelPath, Hash)>,
 }
 
 /// A simulated crash.
@@ -203,7 +211,10 @@ impl Batch<'_> {
             let result = match &synced {
                 Err(error) => Err(Failed::io(error)),
                 Ok(()) => match self.place(task, &mut copy) {
-                    Ok(()) => Ok(()),
+                    Ok(()) => {
+                        self.learn_rules(task);
+                        Ok(())
+                    }
                     Err(Error::Failed(failed)) => Err(failed),
                     Err(Error::Crash) => return Err(Crash),
                 },
@@ -265,10 +276,39 @@ impl Batch<'_> {
         self.cache().set(path, known);
     }
 
+    /// What was put may say what is ignored.
+    fn learn_rules(&self, Task { path, .. }: &Task) {
+        if Rules::is_rule_file(path) {
+            let place = self.hands.root.place(path).ok();
+            let text = place.and_then(|(folder, name)| ignore::text(&folder, name, &mut vec![0; BUFFER_BYTES]));
+            self.ignored().put(path, text.as_deref());
+        }
+    }
+
+    fn ignored(&self) -> MutexGuard<'_, Ignored> {
+        self.hands.ignored.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a path is to be forgotten and not removed: then it is no part of the workspace any more.
+    fn is_untracked(&self, path: &RelPath, expect: Option<Hash>) -> Result<bool, Error> {
+        let cache = self.cache();
+        let in_place = |(file, hash): &(RelPath, Hash)| cache.get(file).map(Known::hash) == Some(*hash);
+        if !self.hands.rules.iter().filter(|(file, _)| file.parent().is_some_and(|folder| path.starts_with(&folder))).all(in_place) {
+            let message = "new ignore rules come first; it is tried again by itself".into();
+            return Err(Error::Failed(Failed::Code { code: "rules_first", message }));
+        }
+        drop(cache);
+        Ok(self.ignored().matches(path, expect == Some(Hash::directory())))
+    }
+
     fn place(&mut self, task: &Task, copy: &mut Option<String>) -> Result<(), Error> {
         let Task { path, put, .. } = task;
         if let Put::Move(to) = put {
             return self.relocate(path, to);
+        }
+        if *put == Put::Nothing && self.is_untracked(path, task.expect)? {
+            self.note(path, None);
+            return Ok(());
         }
         let (folder, name) = match self.hands.root.place(path) {
             Ok(place) => place,
@@ -277,9 +317,16 @@ impl Batch<'_> {
                 self.note(path, None);
                 return Ok(());
             }
+            // The folder above it is not there, but its twin may be.
+            Err(Errno::NOENT) if self.hands.root.folds() => return Err(collision("a folder above it")),
             Err(error) => return Err(error.into()),
         };
         let there = self.check(&folder, name, path, task.expect)?;
+        if let (There::Nothing, true) = (there, *put != Put::Nothing)
+            && let Some(twin) = folder.twin(name)?
+        {
+            return Err(collision(&format!("`{}`", text::clean(&twin, limits::TEXT_BYTES))));
+        }
         self.touch(path);
         match (put, there) {
             (Put::Nothing, There::Nothing) => self.note(path, None),
@@ -595,7 +642,7 @@ impl Batch<'_> {
                 Ok(cache.below(path).filter(|(below, _)| below.parent().as_ref() == Some(path)).all(|(below, _)| here.contains(below)))
             }
             Some(Known::Directory) => Ok(false),
-            None => Ok(self.hands.ignored.lock().unwrap_or_else(PoisonError::into_inner).matches(path, stat.file_type().is_dir())),
+            None => Ok(self.ignored().matches(path, stat.file_type().is_dir())),
         }
     }
 }
@@ -614,6 +661,11 @@ enum There {
 
 fn busy() -> Error {
     Error::Failed(Failed::Code { code: "hot", message: "it is being written all the time; it is tried again by itself".into() })
+}
+
+fn collision(twin: &str) -> Error {
+    let message = format!("this node's file system takes its name for that of {twin}, which is there already; rename one of them");
+    Error::Failed(Failed::Code { code: "case_collision", message })
 }
 
 fn in_the_way() -> Error {

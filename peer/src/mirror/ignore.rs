@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use super::{read::Reading, root::Folder};
+
 use cortex_wire::mirror::{
     ignore::{GIT_RULES, OWN_RULES, Rules},
     path::RelPath,
@@ -10,11 +12,31 @@ use cortex_wire::mirror::{
 /// Files with rules, in every folder.
 pub const IGNORE_FILES: [&str; 2] = [GIT_RULES, OWN_RULES];
 
-/// What is not part of the workspace.
+/// An ignore file larger than this is not read.
+const IGNORE_FILE_BYTES: u64 = 256 * 1024;
+
+/// The text of an ignore file; `None`: there is none that counts.
+pub fn text(folder: &Folder, name: &str, buffer: &mut [u8]) -> Option<String> {
+    let reading = Reading::open(folder, name).ok()?;
+    if reading.before().size > IGNORE_FILE_BYTES {
+        return None;
+    }
+    let mut text = Vec::new();
+    let append = |piece: &[u8]| {
+        text.extend_from_slice(piece);
+        Ok(())
+    };
+    reading.each(buffer, append).ok()?;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// What is not part of the workspace. An ignore file is part of it unless a folder that it is in is not: all nodes go by the same rules.
 #[derive(Debug, Default)]
 pub struct Ignored {
     texts: BTreeMap<RelPath, String>,
     rules: Rules,
+    /// Rules were put here by the hub, and nobody has looked since at what they cover.
+    put: bool,
 }
 
 impl Ignored {
@@ -31,6 +53,21 @@ impl Ignored {
         true
     }
 
+    /// As [`Ignored::set`], for a file that was put into its place: the next look is at everything then.
+    pub fn put(&mut self, file: &RelPath, text: Option<&str>) {
+        self.put |= self.set(file, text);
+    }
+
+    /// Whether rules were put since the last call.
+    pub fn take_put(&mut self) -> bool {
+        std::mem::take(&mut self.put)
+    }
+
+    /// The ignore files.
+    pub fn files(&self) -> impl Iterator<Item = &RelPath> {
+        self.texts.keys()
+    }
+
     /// Forgets the files below a folder that is gone.
     pub fn forget_below(&mut self, folder: &RelPath) {
         let gone: Vec<RelPath> = self.texts.keys().filter(|file| file.starts_with(folder)).cloned().collect();
@@ -41,6 +78,14 @@ impl Ignored {
 
     /// Whether a path is not part of the workspace, by a rule for it or for a folder that it is in.
     pub fn matches(&self, path: &RelPath, is_folder: bool) -> bool {
-        self.rules.matched(path, is_folder)
+        match path.parent().filter(|_| Rules::is_rule_file(path)) {
+            Some(folder) => !folder.is_root() && self.rules.matched(&folder, true),
+            None => self.rules.matched(path, is_folder),
+        }
+    }
+
+    /// The same for who knows that no folder above it is ignored.
+    pub fn matches_itself(&self, path: &RelPath, is_folder: bool) -> bool {
+        !Rules::is_rule_file(path) && self.rules.matched_itself(path, is_folder)
     }
 }

@@ -6,6 +6,9 @@
 //! is still where it was, and never to reach a file.
 //!
 //! `.cortex` at the top is the mirror's own: staged files, conflict copies, cookies.
+//!
+//! Some file systems take two names for one when they differ by case or Unicode form only. On these a name counts as there when the listing of its folder has
+//! exactly it, and nothing is put beside its [`twin`].
 
 use std::{
     fs::File,
@@ -34,6 +37,11 @@ pub const COOKIES: &str = "cookies";
 /// Below [`OWN`]: which folder this is.
 const IDENTITY: &str = "id";
 const IDENTITY_BYTES: usize = 16;
+
+/// Below [`OWN`]: what is looked for under other names, to learn which of them the file system takes for one.
+const PROBE: &str = "probe-\u{e9}";
+/// The same in capitals, and in the other Unicode form.
+const PROBE_TWINS: [&str; 2] = ["PROBE-\u{c9}", "probe-e\u{301}"];
 
 /// `openat2` gives up when something was renamed meanwhile; that often it is asked again.
 const TRIES: usize = 256;
@@ -116,12 +124,32 @@ pub struct Root {
 
 /// A folder inside the workspace, open. Names in it are single components, never followed.
 #[derive(Debug)]
-pub struct Folder(OwnedFd);
+pub struct Folder {
+    fd: OwnedFd,
+    /// A name that the file system finds may be another one.
+    folds: bool,
+}
 
 impl AsFd for Folder {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
+}
+
+/// Of a name that is not there: one that some file systems take for the same.
+pub fn twin<'a>(names: impl IntoIterator<Item = &'a [u8]>, name: &str) -> Option<String> {
+    let key = |name: &str| name.parse::<RelPath>().ok().map(|name| name.fold_key());
+    let wanted = key(name)?;
+    let mut twin = None;
+    for there in names.into_iter().filter_map(|name| std::str::from_utf8(name).ok()) {
+        if there == name {
+            return None;
+        }
+        if twin.is_none() && key(there).as_ref() == Some(&wanted) {
+            twin = Some(there.to_owned());
+        }
+    }
+    twin
 }
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
@@ -148,7 +176,35 @@ impl Root {
             Ok((parent, folder, stat))
         };
         let (parent, folder, stat) = opened().map_err(|errno| failed(errno.into()))?;
-        Ok(Self { folder: Folder(folder), parent, path: workspace_dir.join(&name), name, stat, step_by_step: AtomicBool::new(false) })
+        let folder = Folder { fd: folder, folds: false };
+        let path = workspace_dir.join(&name);
+        let root = Self { folder, parent, path, name, stat, step_by_step: AtomicBool::new(false) };
+        let folds = root.probe().map_err(|errno| failed(errno.into()))?;
+        Ok(root.folding(folds))
+    }
+
+    /// Whether the file system takes names for one that differ by case or Unicode form.
+    fn probe(&self) -> Result<bool, Errno> {
+        let own = self.folder.make_folder(OWN)?;
+        match own.create(PROBE, 0o600) {
+            Ok(_) | Err(Errno::EXIST) => {}
+            // Nothing can be put there at all, or no such names.
+            Err(_) => return Ok(false),
+        }
+        let found = PROBE_TWINS.iter().any(|twin| matches!(own.stat(twin), Ok(Some(_))));
+        unlinkat(&own, PROBE, AtFlags::empty())?;
+        Ok(found)
+    }
+
+    /// The same folder on a file system of which this is known.
+    pub fn folding(mut self, folds: bool) -> Self {
+        self.folder.folds = folds;
+        self
+    }
+
+    /// Whether the file system takes names for one that differ by case or Unicode form.
+    pub fn folds(&self) -> bool {
+        self.folder.folds
     }
 
     /// Where it was when it was opened, for the watcher.
@@ -194,9 +250,10 @@ impl Root {
     /// `LOOP` or `NOTDIR` when a link is on the way, `XDEV` when another file system is, and the system's.
     pub fn folder(&self, path: &str) -> Result<Folder, Errno> {
         if path.is_empty() {
-            return openat(&self.folder, ".", FOLDER, Mode::empty()).map(Folder);
+            return openat(&self.folder, ".", FOLDER, Mode::empty()).map(|fd| Folder { fd, folds: self.folds() });
         }
-        self.open_beneath(path).map(Folder)
+        let fd = if self.folds() { self.step_beneath(path)? } else { self.open_beneath(path)? };
+        Ok(Folder { fd, folds: self.folds() })
     }
 
     /// The folder that holds `path`, and the name in it.
@@ -254,17 +311,20 @@ impl Root {
 
     /// The same one component at a time: none of them is followed, and none is `..`.
     fn step_beneath(&self, path: &str) -> Result<OwnedFd, Errno> {
-        let mut folder = openat(&self.folder, ".", FOLDER, Mode::empty())?;
+        let mut folder = self.folder("")?;
         for name in path.split('/') {
             if matches!(name, "" | "." | "..") {
                 return Err(Errno::XDEV);
             }
-            folder = openat(&folder, name, FOLDER, Mode::empty())?;
+            if self.folds() && folder.stat(name)?.is_none() {
+                return Err(Errno::NOENT);
+            }
+            folder.fd = openat(&folder, name, FOLDER, Mode::empty())?;
             if Stat::of_open(&folder)?.dev != self.stat.dev {
                 return Err(Errno::XDEV);
             }
         }
-        Ok(folder)
+        Ok(folder.fd)
     }
 }
 
@@ -274,12 +334,29 @@ pub fn split(path: &str) -> (&str, &str) {
 }
 
 impl Folder {
+    /// The same, for asking about names that it has listed.
+    pub fn listed(self) -> Self {
+        Self { folds: false, ..self }
+    }
+
+    /// What the file system would take a name for that is not there.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn twin(&self, name: &str) -> Result<Option<String>, Errno> {
+        if !self.folds {
+            return Ok(None);
+        }
+        Ok(twin(self.names()?.iter().map(Vec::as_slice), name))
+    }
+
     /// What lies under a name, without following it; `None`: nothing.
     ///
     /// # Errors
     /// The system's.
     pub fn stat(&self, name: &str) -> Result<Option<Stat>, Errno> {
-        match statat(&self.0, name, AtFlags::SYMLINK_NOFOLLOW) {
+        match statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(_) if self.folds && !self.names()?.iter().any(|there| there == name.as_bytes()) => Ok(None),
             Ok(stat) => Ok(Some(Stat::of(&stat))),
             Err(Errno::NOENT) => Ok(None),
             Err(error) => Err(error),
@@ -292,7 +369,7 @@ impl Folder {
     /// The system's.
     pub fn read(&self, name: &str) -> Result<File, Errno> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        openat(&self.0, name, flags, Mode::empty()).map(File::from)
+        openat(&self.fd, name, flags, Mode::empty()).map(File::from)
     }
 
     /// Makes a file that must not be there yet. `mode` goes through the umask.
@@ -301,7 +378,7 @@ impl Folder {
     /// The system's.
     pub fn create(&self, name: &str, mode: u32) -> Result<File, Errno> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        openat(&self.0, name, flags, Mode::from_raw_mode(mode)).map(File::from)
+        openat(&self.fd, name, flags, Mode::from_raw_mode(mode)).map(File::from)
     }
 
     /// Opens a folder in this one, which is made when it is not there. Something else under that name is removed.
@@ -310,18 +387,18 @@ impl Folder {
     /// The system's.
     pub fn make_folder(&self, name: &str) -> Result<Self, Errno> {
         for _ in 0..2 {
-            match openat(&self.0, name, FOLDER, Mode::empty()) {
-                Ok(folder) => return Ok(Self(folder)),
+            match openat(&self.fd, name, FOLDER, Mode::empty()) {
+                Ok(fd) => return Ok(Self { fd, folds: false }),
                 Err(Errno::NOENT) => {}
-                Err(Errno::NOTDIR | Errno::LOOP) => unlinkat(&self.0, name, AtFlags::empty())?,
+                Err(Errno::NOTDIR | Errno::LOOP) => unlinkat(&self.fd, name, AtFlags::empty())?,
                 Err(error) => return Err(error),
             }
-            match mkdirat(&self.0, name, Mode::RWXU) {
+            match mkdirat(&self.fd, name, Mode::RWXU) {
                 Ok(()) | Err(Errno::EXIST) => {}
                 Err(error) => return Err(error),
             }
         }
-        openat(&self.0, name, FOLDER, Mode::empty()).map(Self)
+        openat(&self.fd, name, FOLDER, Mode::empty()).map(|fd| Self { fd, folds: false })
     }
 
     /// Names in it, in no order, as bytes: not all are text.
@@ -329,7 +406,7 @@ impl Folder {
     /// # Errors
     /// The system's.
     pub fn names(&self) -> Result<Vec<Vec<u8>>, Errno> {
-        let fd = openat(&self.0, ".", FOLDER, Mode::empty())?;
+        let fd = openat(&self.fd, ".", FOLDER, Mode::empty())?;
         let mut names = Vec::new();
         for entry in rustix::fs::Dir::new(fd)? {
             let entry = entry?;
@@ -398,11 +475,30 @@ mod tests {
     fn what_stands_in_the_way_of_our_own_folder_is_removed_and_not_followed() {
         let (dir, root) = root();
         std::fs::create_dir(dir.path().join("outside")).unwrap();
+        std::fs::remove_dir(root.path().join(OWN)).unwrap();
         symlink(dir.path().join("outside"), root.path().join(OWN)).unwrap();
         root.own(STAGE).unwrap().create("x", 0o600).unwrap();
         assert!(std::fs::symlink_metadata(root.path().join(OWN)).unwrap().is_dir());
         assert!(root.path().join(".cortex/stage/x").exists());
         assert_eq!(std::fs::read_dir(dir.path().join("outside")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_twin_is_another_name_that_a_file_system_may_take_for_the_same() {
+        let twin_of = |names: &[&str], name: &str| twin(names.iter().map(|name| name.as_bytes()), name);
+        assert_eq!(twin_of(&["a", "readme"], "README").as_deref(), Some("readme"));
+        assert_eq!(twin_of(&["e\u{301}t\u{e9}"], "\u{e9}te\u{301}").as_deref(), Some("e\u{301}t\u{e9}"));
+        assert_eq!(twin_of(&["readme", "README"], "README"), None, "it is there itself");
+        assert_eq!(twin_of(&["readme.md"], "README"), None);
+        assert_eq!(twin([&b"\xff"[..]], "\u{fffd}"), None);
+    }
+
+    #[test]
+    fn what_the_file_system_says_of_names_is_found_out() {
+        let (dir, root) = root();
+        std::fs::write(dir.path().join("name"), "").unwrap();
+        assert_eq!(root.folds(), dir.path().join("NAME").exists());
+        assert_eq!(std::fs::read_dir(root.path().join(OWN)).unwrap().count(), 0, "nothing of it stays");
     }
 
     #[test]

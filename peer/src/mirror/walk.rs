@@ -4,7 +4,7 @@
 //! What cannot be synced (devices, names that are no text) is reported and otherwise left alone; what cannot be read keeps the state it had, so that a
 //! permission that is missing never looks like a deletion.
 //!
-//! Ignore rules hold for what is not in the workspace yet. What is in it stays, as it does with git.
+//! What a new rule ignores is in the workspace no longer, and stays on the disk: it is told apart from what is gone.
 
 use std::{
     collections::HashSet,
@@ -23,7 +23,8 @@ use rustix::{fs::readlinkat, io::Errno};
 
 use super::{
     cache::{Cache, Known, KnownFile},
-    ignore::{IGNORE_FILES, Ignored},
+    ignore::{self, IGNORE_FILES, Ignored},
+    large::{LARGE_BYTES, ReadFiles},
     read::{self, BUFFER_BYTES, ReadError},
     root::{Folder, OWN, Root, Stat, split},
     watch::{Dirty, Mark, Watch},
@@ -33,8 +34,6 @@ use super::{
 const PORTION: usize = 1_024;
 /// A file that changes while it is read is tried again at once so often.
 const TRIES: usize = 2;
-/// An ignore file larger than this is not read.
-const IGNORE_FILE_BYTES: u64 = 256 * 1024;
 
 /// Something that a person should know of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,10 +51,14 @@ pub struct Trouble {
 pub struct Findings {
     /// What changed since the last look; all that was seen, when everything was asked for. `None`: nothing (that counts) is there.
     pub found: Vec<(RelPath, Option<Found>)>,
+    /// Still there, and ignored now.
+    pub untracked: Vec<RelPath>,
     /// Folders (`""`: the top) and paths whose troubles of earlier looks are over, unless `troubles` says so again.
     pub looked_at: Vec<String>,
     /// What is wrong.
     pub troubles: Vec<Trouble>,
+    /// Too large to be read by a look.
+    pub large: Vec<RelPath>,
     /// Changed while they were read; to be looked at again later.
     pub busy: Vec<RelPath>,
 }
@@ -64,13 +67,15 @@ impl Findings {
     /// Adds a later portion.
     pub fn add(&mut self, mut later: Self) {
         self.found.append(&mut later.found);
+        self.untracked.append(&mut later.untracked);
         self.looked_at.append(&mut later.looked_at);
         self.troubles.append(&mut later.troubles);
+        self.large.append(&mut later.large);
         self.busy.append(&mut later.busy);
     }
 
     fn len(&self) -> usize {
-        self.found.len() + self.looked_at.len() + self.troubles.len() + self.busy.len()
+        self.found.len() + self.untracked.len() + self.looked_at.len() + self.troubles.len() + self.large.len() + self.busy.len()
     }
 }
 
@@ -85,6 +90,8 @@ pub struct Eyes {
     pub ignored: Arc<Mutex<Ignored>>,
     /// To watch folders.
     pub watch: Arc<Watch>,
+    /// What was read of large files.
+    pub read_files: Arc<ReadFiles>,
     /// Ends a look early.
     pub stop: Arc<AtomicBool>,
 }
@@ -181,37 +188,24 @@ impl Look<'_> {
 
     /// Whether rules changed so that everything has to be looked at.
     fn look_at_ignore_files(&mut self, dirty: &Dirty) -> Result<bool, Ended> {
-        let mut changed = false;
+        let mut changed = self.ignored().take_put();
         for path in dirty.paths.keys() {
             let (folder, name) = split(path.as_str());
             if IGNORE_FILES.contains(&name) {
-                let text = self.eyes.root.folder(folder).ok().and_then(|opened| self.ignore_text(&opened, name));
+                let counts = !self.ignored().matches(path, false);
+                let opened = self.eyes.root.folder(folder).ok().filter(|_| counts);
+                let text = opened.and_then(|opened| ignore::text(&opened, name, &mut self.buffer));
                 changed |= self.ignored().set(path, text.as_deref());
             }
         }
         Ok(changed)
     }
 
-    fn ignore_text(&mut self, folder: &Folder, name: &str) -> Option<String> {
-        let reading = read::Reading::open(folder, name).ok()?;
-        if reading.before().size > IGNORE_FILE_BYTES {
-            return None;
-        }
-        let mut text = Vec::new();
-        reading
-            .each(&mut self.buffer, |piece| {
-                text.extend_from_slice(piece);
-                Ok(())
-            })
-            .ok()?;
-        Some(String::from_utf8_lossy(&text).into_owned())
-    }
-
     /// Looks at one path. Returns whether what is below it must be looked at, too.
     fn look_at(&mut self, path: &RelPath, mark: Mark) -> Result<bool, Ended> {
         self.breathe()?;
         let seen = match self.eyes.root.place(path) {
-            Ok((folder, name)) => self.see(&folder, name, path, mark),
+            Ok((folder, name)) => self.see(&folder, name, path, mark, false),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Seen::Nothing,
             Err(error) => {
                 self.trouble(path.as_str(), "unreadable", format!("cannot be looked at: {}", io::Error::from(error)));
@@ -222,6 +216,10 @@ impl Look<'_> {
         match seen {
             Seen::Folder { new } => Ok(mark.deep || new),
             Seen::Unknown => Ok(false),
+            Seen::Ignored => {
+                self.untrack(path, mark.tell);
+                Ok(false)
+            }
             Seen::Nothing | Seen::Other => {
                 let below: Vec<_> = self.cache().below(path).map(|(path, _)| path.clone()).collect();
                 below.iter().rev().for_each(|path| self.gone(path, false));
@@ -243,7 +241,7 @@ impl Look<'_> {
         while let Some(path) = folders.pop() {
             let text = path.as_str();
             self.eyes.watch.folder(text);
-            let listed = self.eyes.root.folder(text).and_then(|folder| folder.names().map(|names| (folder, names)));
+            let listed = self.eyes.root.folder(text).and_then(|folder| folder.names().map(|names| (folder.listed(), names)));
             let (folder, names) = match listed {
                 Ok(listed) => listed,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !path.is_root() => continue,
@@ -266,7 +264,7 @@ impl Look<'_> {
                 let mark = dirty.paths.get(&child).copied().unwrap_or_default();
                 // Without events nobody knows whether it was written.
                 let mark = Mark { deep: true, written: mark.written || dirty.everything, ..mark };
-                match self.see(&folder, name, &child, mark) {
+                match self.see(&folder, name, &child, mark, true) {
                     Seen::Folder { .. } => {
                         seen.insert(child.clone());
                         folders.push(child);
@@ -278,6 +276,7 @@ impl Look<'_> {
                         unknown.push(child.clone());
                         seen.insert(child);
                     }
+                    Seen::Ignored => self.untrack(&child, mark.tell),
                     Seen::Nothing => {}
                 }
             }
@@ -296,7 +295,7 @@ impl Look<'_> {
 
     fn load_ignore_files(&mut self, folder: &Folder, path: &RelPath, names: &[Vec<u8>]) {
         for name in IGNORE_FILES {
-            let text = if names.iter().any(|there| there == name.as_bytes()) { self.ignore_text(folder, name) } else { None };
+            let text = if names.iter().any(|there| there == name.as_bytes()) { ignore::text(folder, name, &mut self.buffer) } else { None };
             if let Ok(file) = path.join(name) {
                 self.ignored().set(&file, text.as_deref());
             }
@@ -327,8 +326,8 @@ impl Look<'_> {
         self.findings.troubles.push(Trouble { path: path.to_owned(), code, message });
     }
 
-    /// Looks at one name in an open folder, and notes what is there.
-    fn see(&mut self, folder: &Folder, name: &str, path: &RelPath, mark: Mark) -> Seen {
+    /// Looks at one name in an open folder, and notes what is there. `from_above`: no folder above it is ignored.
+    fn see(&mut self, folder: &Folder, name: &str, path: &RelPath, mark: Mark, from_above: bool) -> Seen {
         let stat = match folder.stat(name) {
             Ok(Some(stat)) => stat,
             Ok(None) => return Seen::Nothing,
@@ -339,8 +338,9 @@ impl Look<'_> {
         };
         let known = self.cache().get(path).cloned();
         let file_type = stat.file_type();
-        if known.is_none() && self.ignored().matches(path, file_type.is_dir()) {
-            return Seen::Nothing;
+        let is_folder = file_type.is_dir();
+        if if from_above { self.ignored().matches_itself(path, is_folder) } else { self.ignored().matches(path, is_folder) } {
+            return Seen::Ignored;
         }
         if file_type.is_dir() {
             let new = known != Some(Known::Directory);
@@ -383,6 +383,15 @@ impl Look<'_> {
             self.found(path, file, mark.tell);
             return Seen::Other;
         }
+        if stat.size > LARGE_BYTES {
+            let Some(file) = self.eyes.read_files.take(path, stat).map(Known::File) else {
+                self.findings.large.push(path.clone());
+                return Seen::Unknown;
+            };
+            let new = known.map(Known::hash) != Some(file.hash()) || mark.tell;
+            self.found(path, file, new);
+            return Seen::Other;
+        }
         for _ in 0..TRIES {
             let looked_at_ns = now_ns();
             match read::hash(folder, name, &mut self.buffer) {
@@ -411,6 +420,20 @@ impl Look<'_> {
         self.cache().set(path, Some(known));
     }
 
+    /// It, and all below it, is no part of the workspace any more.
+    fn untrack(&mut self, path: &RelPath, tell: bool) {
+        let below: Vec<_> = self.cache().below(path).map(|(path, _)| path.clone()).collect();
+        for path in below {
+            self.cache().set(&path, None);
+            self.findings.untracked.push(path);
+        }
+        if self.cache().get(path).is_some() || tell {
+            self.cache().set(path, None);
+            self.findings.untracked.push(path.clone());
+        }
+        self.ignored().forget_below(path);
+    }
+
     fn gone(&mut self, path: &RelPath, tell: bool) {
         let was_there = self.cache().get(path).is_some();
         self.cache().set(path, None);
@@ -428,6 +451,8 @@ enum Seen {
     },
     Other,
     Nothing,
+    /// Something is there that is no part of the workspace.
+    Ignored,
     /// Something is there that cannot be read now: the state before holds.
     Unknown,
 }

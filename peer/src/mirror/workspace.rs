@@ -1,17 +1,18 @@
 //! One workspace on this node: the owner of everything about it.
 //!
 //! A single task takes in what happens (file events, frames of the hub, ends of work on the disk and the network), hands it to the engine
-//! ([`Replica`]) and starts what the engine asks for. It never waits for a disk or a network itself. Three things go on beside it:
+//! ([`Replica`]) and starts what the engine asks for. It never waits for a disk or a network itself. Four things go on beside it:
 //!
 //! - the **disk lane**: a look or an apply, one at a time. So what a look tells is what is on the disk after every apply that was told before, as the engine
 //!   wants it;
 //! - **staging**: the contents of the next apply are brought to the stage while the disk lane works;
+//! - **large files** are read, one at a time, so that no look takes long;
 //! - **uploads**: two at a time, so that a small edit does not wait for a large file.
 //!
 //! What the engine and the cache have learned is made durable before a proposal goes out. Everything else can be learned again after a crash.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -41,24 +42,29 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     apply::{self, Done, Failed, Hands, Put, Step, Task},
-    cache::{Cache, Known},
+    cache::{Cache, Known, KnownFile},
     chunks::ChunkMap,
     download::{self, Kitchen, Staged, Wanted},
     drift,
     ignore::Ignored,
+    large::ReadFiles,
+    read::ReadError,
     root::{COOKIES, Root},
     stage::Stage,
     store::{Rows, Store, StoreError},
     upload::{self, Source, Stored},
     walk::{self, Ended, Eyes, Findings, How},
     watch::{Dirty, Mark, Watch},
+    writers::Writers,
 };
 
 mod check;
 mod hub;
 mod lanes;
+mod large;
 mod status;
 mod time;
+mod track;
 
 /// Ends of work that wait to be taken in.
 const EVENTS: usize = 64;
@@ -102,6 +108,26 @@ pub struct Options {
     pub node: NodeId,
     /// The way to the chunks, when there is one.
     pub chunks: watch::Receiver<Option<Arc<dyn ChunkSource>>>,
+    /// Which tasks may be writing.
+    pub writers: Arc<Writers>,
+}
+
+/// What this node's tasks want of a workspace. Whoever cannot be answered is dropped.
+#[derive(Debug)]
+pub enum Ask {
+    /// Tell when all that was written until now is at the hub, or is held or reported.
+    Flush(oneshot::Sender<()>),
+    /// Tell when the folder holds what the hub last announced, but for what is reported.
+    Follow(oneshot::Sender<()>),
+}
+
+/// What comes to a workspace from outside.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Streams of the hub.
+    pub attached: mpsc::Receiver<Attachment>,
+    /// Of this node's tasks.
+    pub asked: mpsc::Receiver<Ask>,
 }
 
 /// Why a workspace cannot be opened.
@@ -151,6 +177,7 @@ enum Event {
     Looked { findings: Findings, ended: Result<(), Ended> },
     Staged { jobs: Vec<Job>, tasks: Staging, failed: Vec<(RelPath, Trouble)> },
     Applied { jobs: Vec<Job>, done: Vec<Done>, maps: Vec<([u8; 32], ChunkMap)> },
+    Read { path: RelPath, file: Result<KnownFile, ReadError> },
     Stored(Stored),
     Uploaded { large: bool },
 }
@@ -170,13 +197,22 @@ enum Lane {
 struct Hot {
     tries: u32,
     again_at: Instant,
+    /// That time has come, and it was not read since.
+    due: bool,
 }
 
 /// A barrier on its way.
 #[derive(Debug)]
 struct Barrier {
-    number: u64,
+    answer: Answer,
     state: BarrierState,
+}
+
+/// Who waits for a barrier.
+#[derive(Debug)]
+enum Answer {
+    Hub(u64),
+    Task(oneshot::Sender<()>),
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -225,6 +261,12 @@ pub struct Workspace {
     /// The first look tells everything, because what was remembered may be old.
     looked_once: bool,
     looks: u64,
+    /// Ignored now, and still in the hub's tree: taken out of it when the hub has the rules.
+    untracked: BTreeSet<RelPath>,
+    /// Large files, to be read one at a time; which one is; and what was read, until a look takes it.
+    to_read: BTreeSet<RelPath>,
+    reading: Option<RelPath>,
+    read_files: Arc<ReadFiles>,
     /// Looks again although nothing says that it was touched.
     dirty: Dirty,
     lists: VecDeque<Vec<Job>>,
@@ -244,6 +286,7 @@ pub struct Workspace {
     troubles: BTreeMap<String, walk::Trouble>,
     hot: BTreeMap<RelPath, Hot>,
     barriers: Vec<Barrier>,
+    followers: Vec<oneshot::Sender<()>>,
     checks: Vec<Check>,
     root_gone: bool,
     unwatched_at: Instant,
@@ -301,6 +344,10 @@ impl Workspace {
             lane: Lane::Free,
             looked_once: false,
             looks: 0,
+            untracked: BTreeSet::new(),
+            to_read: BTreeSet::new(),
+            reading: None,
+            read_files: Arc::default(),
             dirty: Dirty::everything(),
             lists: VecDeque::new(),
             staging: false,
@@ -315,6 +362,7 @@ impl Workspace {
             troubles: BTreeMap::new(),
             hot: BTreeMap::new(),
             barriers: Vec::new(),
+            followers: Vec::new(),
             checks: Vec::new(),
             root_gone: false,
             unwatched_at: Instant::now() + UNWATCHED,
@@ -327,7 +375,7 @@ impl Workspace {
     }
 
     /// Keeps the workspace until it is detached, or nobody can attach to it any more.
-    pub async fn run(mut self, mut attach: mpsc::Receiver<Attachment>) -> (Exit, mpsc::Receiver<Attachment>) {
+    pub async fn run(mut self, mut inbox: Inbox) -> (Exit, Inbox) {
         let exit = loop {
             self.advance();
             if let Some(exit) = self.exit.take() {
@@ -337,10 +385,11 @@ impl Workspace {
             // Whatever comes may change the status, but for the time that it was to be sent at.
             let mut happened = true;
             tokio::select! {
-                attached = attach.recv() => match attached {
+                attached = inbox.attached.recv() => match attached {
                     Some(attached) => self.attach(attached),
                     None => break Exit::Stopped,
                 },
+                Some(ask) = inbox.asked.recv() => self.asked(ask),
                 frame = next_frame(&mut self.stream) => match frame {
                     Some(frame) => self.hear(frame),
                     None => self.detached(),
@@ -370,7 +419,7 @@ impl Workspace {
             drop(self.store);
             let _ = std::fs::remove_file(path);
         }
-        (exit, attach)
+        (exit, inbox)
     }
 
     fn cache(&self) -> MutexGuard<'_, Cache> {

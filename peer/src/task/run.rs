@@ -20,9 +20,21 @@ use crate::{
 
 impl Inner {
     /// Prepares, journals, starts: in this order, so that what can be refused is refused before the journal, and nothing runs without it.
-    pub(super) async fn start(&self, admitted: Admitted) -> Result<(Arc<Task>, Patience, Running), Rejection> {
+    pub(super) async fn start(&self, admitted: Admitted) -> Result<(Arc<Task>, SessionId, Patience, Running), Rejection> {
+        let session: SessionId = admitted.request.session_id.parse().map_err(|_| Rejection::Malformed("session id"))?;
+        let id = admitted.id;
+        if let Some(mirror) = self.mirror.get() {
+            mirror.before_task(&session, &id).await;
+        }
+        let started = self.start_in(session, admitted).await;
+        if let (Err(_), Some(mirror)) = (&started, self.mirror.get()) {
+            mirror.no_task(&session, &id);
+        }
+        started.map(|(task, patience, running)| (task, session, patience, running))
+    }
+
+    async fn start_in(&self, session: SessionId, admitted: Admitted) -> Result<(Arc<Task>, Patience, Running), Rejection> {
         let Admitted { id, request, policy_hash, run_timeout } = admitted;
-        let session: SessionId = request.session_id.parse().map_err(|_| Rejection::Malformed("session id"))?;
         let Some(Kind::Shell(shell)) = &request.kind else { return Err(Rejection::Malformed("kind")) };
         let mut command = command::prepare(shell, &session, &id, &self.place).map_err(cannot_start)?;
         let started = Started { task_id: request.task_id.clone(), fence: request.fence, at_ms: self.now_ms(), policy_hash };
@@ -60,16 +72,23 @@ impl Inner {
         Ok(Task::new(*id, started, spools, self.bounds.window_bytes, shell.stdin))
     }
 
-    /// Follows a task to its end and keeps the result for the hub.
-    pub(super) async fn follow(&self, task: &Arc<Task>, patience: Patience, running: Running) {
+    /// Follows a task to its end, keeps the result, and gives it to the hub when the workspace has what the task wrote.
+    pub(super) async fn follow(&self, task: &Arc<Task>, session: &SessionId, patience: Patience, running: Running) {
         let ended = running.follow(&self.processes, task.streams(), patience, task.stop_requests()).await;
         let response = task.response(&ended, &self.node.public(), self.now_ms());
         tracing::info!(task = %task.id, state = response.state, "task ended");
         let result = self.node.seal(Domain::Result, &response);
+        self.change(|state| {
+            if state.tasks.contains_key(&task.id) {
+                self.journal.finished(&task.id, result.clone());
+            }
+        });
+        if let Some(mirror) = self.mirror.get() {
+            mirror.after_task(session, &task.id).await;
+        }
         let collected = self.change(|state| {
             let collected = !state.tasks.contains_key(&task.id);
             if !collected {
-                self.journal.finished(&task.id, result.clone());
                 task.finish(result);
             }
             collected

@@ -1,4 +1,22 @@
 //! Workspaces, with the real programs: the same files on the hub and on every attached node, whatever happens.
+//!
+//! | module | what it shows |
+//! | --- | --- |
+//! | [`chaos`] | everything is killed again and again under people who write |
+//! | [`api`] | changes and history through the API |
+//! | [`attach`] | nodes that leave and come back, sessions that end |
+//! | [`hold`] | locks, and questions before much is deleted |
+//! | [`access`] | who sees nothing |
+//! | [`ignore`] | what is not synced |
+//! | [`large`] | files of any size, and disks that are full |
+
+mod access;
+mod api;
+mod attach;
+mod chaos;
+mod hold;
+mod ignore;
+mod large;
 
 use std::{
     collections::BTreeMap,
@@ -50,7 +68,10 @@ struct Pair {
 
 impl Pair {
     async fn set() -> Result<Self> {
-        let hub = Hub::start().await?;
+        Self::at(Hub::start().await?).await
+    }
+
+    async fn at(hub: Hub) -> Result<Self> {
         let (one, two) = (hub.enrol("one").await?, hub.enrol("two").await?);
         let session = hub.session(&[&one.node, &two.node]).await?.id;
         let pair = Self { hub, session, one, two };
@@ -62,6 +83,39 @@ impl Pair {
 
     fn folders(&self) -> [PathBuf; 2] {
         [self.one.workspace(&self.session), self.two.workspace(&self.session)]
+    }
+
+    /// What the hub holds, as [`tree`] says it.
+    async fn at_hub(&self) -> Result<BTreeMap<PathBuf, String>> {
+        let mut found = BTreeMap::new();
+        for file in self.hub.files(&self.session).await? {
+            let what = match file.kind.as_str() {
+                "directory" => "folder".to_owned(),
+                "symlink" => format!("link to {}", file.target.unwrap_or_default()),
+                _ => {
+                    let bytes = self.hub.file(&self.session, &file.path).await?;
+                    format!("file executable={} {}", file.executable, String::from_utf8_lossy(&bytes))
+                }
+            };
+            found.insert(file.path.into(), what);
+        }
+        Ok(found)
+    }
+
+    fn api(&self, rest: &str) -> String {
+        format!("/api/sessions/{}/{rest}", self.session)
+    }
+
+    /// Has every node read all its files again, and waits until whatever it finds is in.
+    async fn push(&self) -> Result<serde_json::Value> {
+        self.hub.post(&self.api("workspace/push"), serde_json::json!({ "wait_ms": 15_000 })).await
+    }
+
+    /// Versions that lost, on the nodes.
+    fn kept_copies(&self) -> Vec<String> {
+        let folders = self.folders();
+        let kept = folders.iter().filter_map(|folder| tree(&folder.join(".cortex/conflicts")).ok());
+        kept.flat_map(BTreeMap::into_values).filter(|what| what != "folder").collect()
     }
 
     /// Waits until both folders hold the same, and that is what `right` says; answers it.
@@ -130,13 +184,7 @@ async fn files_that_are_there_already_are_united_and_neither_version_is_lost() -
     let pair = Pair { hub, session, one, two };
     let found = pair.same("both trees in one", |tree| tree.len() == 3).await?;
     let kept = found[Path::new("on both")].clone();
-    let copies: Vec<String> = pair
-        .folders()
-        .iter()
-        .filter_map(|folder| tree(&folder.join(".cortex/conflicts")).ok())
-        .flat_map(BTreeMap::into_values)
-        .filter(|what| what.contains("written on"))
-        .collect();
+    let copies: Vec<String> = pair.kept_copies().into_iter().filter(|what| what.contains("written on")).collect();
     ensure!(copies.len() == 1 && copies[0] != kept, "the version that lost is kept on its node: {copies:?}, beside {kept}");
     Ok(())
 }

@@ -218,6 +218,7 @@ impl Replica {
         self.now_ms = now_ms;
         match input {
             Input::Scanned(seen) => self.scanned(seen),
+            Input::Untracked(paths) => self.untracked(paths),
             Input::Uploaded { path, hash, entry } => self.uploaded(&path, hash, entry),
             Input::UploadFailed { path, trouble } => self.upload_failed(&path, trouble),
             Input::Applied { path, hash } => self.applied(&path, hash),
@@ -308,9 +309,12 @@ impl Replica {
             if state.local == state.base {
                 status.down_files += 1;
                 status.down_bytes += self.hub.get(path).map_or(0, Entry::size);
+                status.down_failed += u64::from(state.trouble.is_some());
             } else {
                 status.up_files += 1;
-                status.held += u64::from(self.is_held(path));
+                let held = self.is_held(path);
+                status.held += u64::from(held);
+                status.up_failed += u64::from(held || state.trouble.is_some());
             }
             match &state.trouble {
                 Some(trouble) if status.problems.len() < PROBLEMS => status.problems.push((path.clone(), (**trouble).clone())),

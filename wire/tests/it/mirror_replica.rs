@@ -252,6 +252,26 @@ fn the_deletion_of_nearly_everything_waits_for_a_person() {
 }
 
 #[test]
+fn a_small_folder_that_is_emptied_is_asked_about_and_one_that_is_filled_anew_is_not() {
+    let small = tree(&[("a", 1), ("b", 2), ("c", 3)]);
+    let gone = |names: &[&str]| Input::Scanned(names.iter().map(|name| (path(name), None)).collect());
+    let mut node = Node::with(&small);
+    let outputs = node.tell(gone(&["a", "b", "c"]));
+    assert!(matches!(outputs[..], [Output::Question { .. }]), "{outputs:?}");
+    let mut node = Node::with(&small);
+    for name in ["a", "b"] {
+        let sent = proposal(&node.tell(gone(&[name])));
+        node.accept(&sent);
+    }
+    assert!(matches!(node.tell(gone(&["c"]))[..], [Output::Question { .. }]), "one after the other");
+    let mut node = Node::with(&small);
+    let new = Input::Scanned(vec![(path("a"), None), (path("b"), None), (path("c"), None), (path("new"), Some(Found::Directory))]);
+    assert_eq!(proposal(&node.tell(new)).ops.len(), 4);
+    let mut node = Node::with(&tree(&[("a", 1), ("b", 2)]));
+    assert_eq!(proposal(&node.tell(gone(&["a", "b"]))).ops.len(), 2, "too little to ask about");
+}
+
+#[test]
 fn an_approved_deletion_goes_out() {
     let mut node = Node::with(&wide(40));
     let outputs = node.tell(saw("src", None));
@@ -276,6 +296,18 @@ fn deleting_little_by_little_does_not_get_past_the_guard() {
         node.now_ms += 10;
     }
     assert_eq!(deleted, 51, "half of 102");
+}
+
+#[test]
+fn what_is_deleted_while_a_person_is_asked_belongs_to_the_question() {
+    let mut node = Node::with(&wide(40));
+    let gone = |numbers: std::ops::Range<usize>| Input::Scanned(numbers.map(|i| (path(&format!("src/0/module_{i}.rs")), None)).collect());
+    let outputs = node.tell(gone(0..30));
+    assert!(matches!(outputs[..], [Output::Question { .. }]), "{outputs:?}");
+    let outputs = node.tell(gone(30..32));
+    let [Output::Question { id, .. }] = outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!(node.replica.status().held, 32);
+    assert_eq!(jobs(&node.tell(Input::Decision { question: id, yes: false })).len(), 32);
 }
 
 #[test]

@@ -228,6 +228,28 @@ async fn an_edit_on_one_node_comes_to_the_other_and_its_verdict_stands_at_its_pl
 }
 
 #[tokio::test]
+async fn a_node_that_counts_from_the_beginning_again_is_not_told_what_it_was_told_before() {
+    let desk = Desk::new(1).await;
+    let mut node = desk.fresh(0).await;
+    let op = |entry| Op::Put { path: path("n"), parent: None, entry };
+    node.propose(1, &[op(text("first"))]).await;
+    let to_workspace::Frame::Verdict(_) = node.next().await else { panic!("a verdict") };
+    // Something else under the same number is something else.
+    node.propose(1, &[op(text("second"))]).await;
+    let to_workspace::Frame::Verdict(verdict) = node.next().await else { panic!("a verdict") };
+    assert_eq!((verdict.base, verdict.objections.len()), (1, 1), "it is judged by what the workspace holds now");
+    // And so is the same one, by a node that knows nothing any more.
+    drop(node);
+    desk.write("n", "third").await;
+    let mut node = desk.connect(0, 1 << 20);
+    node.hello(0, Bytes::new()).await;
+    node.follow().await;
+    node.propose(1, &[op(text("first"))]).await;
+    let to_workspace::Frame::Verdict(verdict) = node.next().await else { panic!("a verdict") };
+    assert_eq!((verdict.base, verdict.objections.len()), (2, 1));
+}
+
+#[tokio::test]
 async fn a_node_that_does_not_read_holds_nobody_up() {
     let desk = Desk::new(2).await;
     let mut slow = desk.connect(0, 512);

@@ -31,7 +31,7 @@ impl Bench {
     fn within(dir: tempfile::TempDir) -> Self {
         let root = Arc::new(Root::open(&dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap());
         let (stage, _) = Stage::open(&root, 0, |_| false).unwrap();
-        let hands = Hands { root, cache: Arc::default(), ignored: Arc::default(), stage: Arc::new(stage) };
+        let hands = Hands { root, cache: Arc::default(), ignored: Arc::default(), stage: Arc::new(stage), rules: Vec::new() };
         Self { dir, hands }
     }
 
@@ -403,4 +403,41 @@ fn what_the_system_refuses_is_said_and_nothing_is_changed() {
     {
         assert!(matches!(Failed::from(errno), Failed::Code { code: told, .. } if told == code));
     }
+}
+
+#[test]
+fn where_two_names_are_one_file_the_second_is_refused_and_the_first_stays() {
+    let mut bench = Bench::new();
+    let root = Root::open(&bench.dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap().folding(true);
+    bench.hands.root = Arc::new(root);
+    let refused = |task: Task| matches!(bench.one(task), Err(Failed::Code { code: "case_collision", .. }));
+    assert_eq!(bench.one(bench.task("readme", None, bench.staged("one"))), Ok(()));
+    assert_eq!(bench.one(bench.task("d\u{e9}", None, Put::Directory)), Ok(()));
+    assert!(refused(bench.task("README", None, bench.staged("two"))));
+    assert!(refused(bench.task("de\u{301}", None, Put::Directory)));
+    assert!(refused(bench.task("DE\u{301}/f", None, bench.staged("three"))), "not into the other folder");
+    assert!(refused(bench.task("Readme", None, Put::Symlink("x".into()))));
+    assert_eq!(bench.one(bench.task("README", None, Put::Nothing)), Ok(()), "what is not there needs no removal");
+    assert_eq!((bench.text("readme").as_deref(), bench.in_stage()), (Some("one"), 0));
+    assert_eq!(bench.one(bench.task("readme", Some("one"), bench.staged("new"))), Ok(()));
+    assert_eq!(bench.one(bench.task("readme", Some("new"), Put::Nothing)), Ok(()));
+    assert_eq!(bench.one(bench.task("README", None, bench.staged("two"))), Ok(()), "its twin is gone");
+}
+
+#[test]
+fn what_is_ignored_is_not_removed_and_what_may_be_waits_for_the_rules() {
+    let mut bench = Bench::new();
+    bench.seen("a.log", "log");
+    bench.seen("f", "f");
+    let rules = "*.log\n";
+    bench.hands.rules = vec![(path(".gitignore"), hash(rules))];
+    let early = bench.one(bench.task("a.log", Some("log"), Put::Nothing));
+    assert!(matches!(early, Err(Failed::Code { code: "rules_first", .. })), "{early:?}");
+    let put = bench.staged(rules);
+    let tasks =
+        [bench.task(".gitignore", None, put), bench.task("f", Some("f"), Put::Nothing), bench.task("a.log", Some("log"), Put::Nothing)];
+    assert!(bench.apply(&tasks).iter().all(|done| done.result == Ok(())));
+    assert_eq!((bench.text("a.log").as_deref(), bench.text("f")), (Some("log"), None));
+    assert_eq!(bench.hands.cache.lock().unwrap().get(&path("a.log")), None);
+    assert!(bench.hands.ignored.lock().unwrap().take_put(), "what else they cover is looked for");
 }

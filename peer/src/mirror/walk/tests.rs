@@ -16,7 +16,7 @@ impl Bench {
         let dir = tempfile::tempdir().unwrap();
         let root = Arc::new(Root::open(&dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap());
         let watch = Arc::new(Watch::new(root.path()));
-        let eyes = Eyes { root, cache: Arc::default(), ignored: Arc::default(), watch, stop: Arc::default() };
+        let eyes = Eyes { root, cache: Arc::default(), ignored: Arc::default(), watch, read_files: Arc::default(), stop: Arc::default() };
         Self { dir, eyes }
     }
 
@@ -53,6 +53,7 @@ impl Bench {
 fn said(findings: Findings) -> Vec<String> {
     let mut said: Vec<_> =
         findings.found.into_iter().map(|(path, found)| if found.is_some() { format!("+{path}") } else { format!("-{path}") }).collect();
+    said.extend(findings.untracked.iter().map(|path| format!("~{path}")));
     said.sort();
     said
 }
@@ -123,7 +124,7 @@ fn an_old_time_on_a_new_file_deceives_nobody() {
 }
 
 #[test]
-fn what_is_ignored_does_not_count_unless_it_is_in_already() {
+fn what_is_ignored_does_not_count_and_stays() {
     let bench = Bench::new();
     bench.write("kept.o", "in before the rule");
     bench.everything();
@@ -132,14 +133,17 @@ fn what_is_ignored_does_not_count_unless_it_is_in_already() {
     bench.write("target/deep/f", "x");
     bench.write(".git/config", "x");
     bench.write("f", "x");
-    assert_eq!(bench.everything(), ["+.gitignore", "+f"]);
-    bench.write("kept.o", "and still in");
-    assert_eq!(bench.at("kept.o", WRITTEN), ["+kept.o"]);
+    assert_eq!(bench.everything(), ["+.gitignore", "+f", "~kept.o"], "it is there, and in no more");
+    bench.write("kept.o", "and still out");
+    assert!(bench.at("kept.o", WRITTEN).is_empty());
     assert!(bench.at("target/deep/f", WRITTEN).is_empty());
     bench.write(".gitignore", "target/\n");
-    assert_eq!(bench.at(".gitignore", WRITTEN), ["+.gitignore", "+new.o"], "a rule that goes brings back what it hid");
+    assert_eq!(bench.at(".gitignore", WRITTEN), ["+.gitignore", "+kept.o", "+new.o"], "a rule that goes brings back what it hid");
     bench.write(".cortexignore", "!target/\n");
     assert_eq!(bench.at(".cortexignore", WRITTEN), ["+.cortexignore", "+target", "+target/deep", "+target/deep/f"]);
+    bench.write(".gitignore", "*\n");
+    let untracked = ["+.gitignore", "~f", "~kept.o", "~new.o", "~target/deep", "~target/deep/f"];
+    assert_eq!(bench.at(".gitignore", WRITTEN), untracked, "files of rules are in, and ours go before git's");
 }
 
 #[test]
@@ -201,4 +205,27 @@ fn what_is_put_while_a_folder_is_listed_is_not_taken_for_gone() {
     })
     .unwrap();
     assert!(put);
+}
+
+#[test]
+fn a_large_file_is_named_and_not_read_until_somebody_has() {
+    let bench = Bench::new();
+    bench.write("small", "1");
+    let large = std::fs::File::create(bench.full("large")).unwrap();
+    large.set_len(LARGE_BYTES + 1).unwrap();
+    let findings = bench.look(&Dirty::everything(), How::default());
+    assert_eq!(findings.large, [path("large")]);
+    assert_eq!(said(findings), ["+small"]);
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let read = || crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(false)).unwrap();
+    bench.eyes.read_files.put(path("large"), read());
+    assert_eq!(bench.at("large", WRITTEN), ["+large"]);
+    assert!(bench.eyes.read_files.is_empty());
+    assert!(bench.everything().is_empty(), "its times vouch for it");
+    bench.eyes.read_files.put(path("large"), read());
+    large.set_len(LARGE_BYTES + 2).unwrap();
+    let findings = bench.look(&Dirty::everything(), How::default());
+    assert_eq!(findings.large, [path("large")], "what was read is of an older one");
+    let stopped = crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(true));
+    assert!(matches!(stopped, Err(ReadError::Changed)));
 }

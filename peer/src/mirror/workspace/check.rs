@@ -3,8 +3,33 @@
 use super::*;
 
 impl Workspace {
-    pub(super) fn begin_barrier(&mut self, number: u64) {
-        let name = format!("{number}-{}", u64::from_le_bytes(clock::random()));
+    pub(super) fn asked(&mut self, ask: Ask) {
+        if self.stream.is_none() || self.root_gone || self.replica.status().paused {
+            // Nothing goes up or down, perhaps for long.
+            return;
+        }
+        match ask {
+            Ask::Flush(tell) => self.begin_barrier(Answer::Task(tell)),
+            Ask::Follow(tell) => self.followers.push(tell),
+        }
+    }
+
+    /// Lets those go on who wait for the hub's files.
+    pub(super) fn answer_followers(&mut self) {
+        self.followers.retain(|tell| !tell.is_closed());
+        if self.followers.is_empty() {
+            return;
+        }
+        let status = self.replica.status();
+        if status.caught_up && status.down_files <= status.down_failed {
+            for tell in self.followers.drain(..) {
+                let _ = tell.send(());
+            }
+        }
+    }
+
+    pub(super) fn begin_barrier(&mut self, answer: Answer) {
+        let name = format!("{:016x}", u64::from_le_bytes(clock::random()));
         self.watch.folder(&format!("{}/{COOKIES}", crate::mirror::root::OWN));
         self.watch.expect_cookie(&name);
         let made = self.root.own(COOKIES).and_then(|folder| folder.create(&name, 0o600).map(|_| folder));
@@ -16,17 +41,23 @@ impl Workspace {
             // Then a look at everything has to do.
             Err(_) => Instant::now(),
         };
-        self.barriers.push(Barrier { number, state: BarrierState::Cookie { name, until } });
+        self.barriers.push(Barrier { answer, state: BarrierState::Cookie { name, until } });
     }
 
     pub(super) fn go_on_with_barriers(&mut self) {
         let now = Instant::now();
         let mut answered = Vec::new();
-        let mut barriers = std::mem::take(&mut self.barriers);
-        for barrier in &mut barriers {
+        for mut barrier in std::mem::take(&mut self.barriers) {
+            if matches!(&barrier.answer, Answer::Task(tell) if tell.is_closed()) {
+                if let BarrierState::Cookie { name, .. } = &barrier.state {
+                    self.watch.forget_cookie(name);
+                }
+                continue;
+            }
             if let BarrierState::Cookie { name, until } = &barrier.state {
                 let came = self.watch.cookie_came(name);
                 if !came && *until > now {
+                    self.barriers.push(barrier);
                     continue;
                 }
                 self.watch.forget_cookie(name);
@@ -45,12 +76,14 @@ impl Workspace {
             {
                 barrier.state = BarrierState::Accepted;
             }
-            if barrier.state == BarrierState::Accepted && self.is_flushed() {
-                answered.push(barrier.number);
+            match barrier.answer {
+                Answer::Hub(number) if barrier.state == BarrierState::Accepted && self.is_flushed() => answered.push(number),
+                Answer::Task(tell) if barrier.state == BarrierState::Accepted && self.is_flushed() => {
+                    let _ = tell.send(());
+                }
+                _ => self.barriers.push(barrier),
             }
         }
-        barriers.retain(|barrier| !answered.contains(&barrier.number));
-        self.barriers.append(&mut barriers);
         for number in answered {
             self.send(from_workspace::Frame::Barrier(number));
         }
@@ -60,17 +93,25 @@ impl Workspace {
         self.answer_checks();
     }
 
-    /// Everything that was found here is at the hub, or held back for a reason that the status tells.
+    /// Everything that was found here is at the hub, or kept back for a reason that the status tells.
     pub(super) fn is_flushed(&self) -> bool {
         let status = self.replica.status();
-        status.up_files <= status.held
+        status.up_files <= status.up_failed && !self.reads_large_files()
+    }
+
+    /// What tasks wrote before they ended is no longer to be waited for.
+    pub(super) fn note_rest(&self) {
+        let session = &self.options.session;
+        if self.options.writers.wait_for_rest(session) && self.is_at_rest() && self.watch.settles_at().is_none() {
+            self.options.writers.settled(session);
+        }
     }
 
     pub(super) fn answer_checks(&mut self) {
         let settled = self.replica.is_settled();
         let checks = std::mem::take(&mut self.checks);
         for check in checks {
-            if !check.looked || (check.repair && !settled) {
+            if !check.looked || self.reads_large_files() || (check.repair && !settled) {
                 self.checks.push(check);
                 continue;
             }

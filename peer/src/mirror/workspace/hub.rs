@@ -1,5 +1,8 @@
 //! The hub's stream: what it says, and what is said to it.
 
+use bytes::Bytes;
+use cortex_wire::id::TaskId;
+
 use super::*;
 
 impl Workspace {
@@ -30,6 +33,7 @@ impl Workspace {
     pub(super) fn detached(&mut self) {
         if self.stream.take().is_some() {
             self.barriers.clear();
+            self.followers.clear();
             self.checks.clear();
             self.proposals.clear();
             self.in_write.clear();
@@ -65,7 +69,7 @@ impl Workspace {
                 }
             }
             Some(Frame::Decision(decision)) => self.handle(Input::Decision { question: decision.question, yes: decision.yes }),
-            Some(Frame::Barrier(number)) => self.begin_barrier(number),
+            Some(Frame::Barrier(number)) => self.begin_barrier(Answer::Hub(number)),
             Some(Frame::Detach(true)) => self.exit = Some(Exit::Detached),
             Some(Frame::Detach(false) | Frame::Tree(_)) | None => {}
         }
@@ -103,7 +107,8 @@ fn verdict_in(verdict: &schema::Verdict) -> Result<VerdictIn, String> {
     })
 }
 
-pub(super) fn propose(proposal: &Proposal) -> FromWorkspace {
-    let proposal = schema::Proposal { sequence: proposal.sequence, batch: Some(op::pack(&proposal.ops)), ..schema::Proposal::default() };
+pub(super) fn propose(proposal: &Proposal, task: Option<TaskId>) -> FromWorkspace {
+    let task_id = task.map(|task| Bytes::copy_from_slice(task.as_bytes())).unwrap_or_default();
+    let proposal = schema::Proposal { sequence: proposal.sequence, batch: Some(op::pack(&proposal.ops)), task_id };
     FromWorkspace { frame: Some(from_workspace::Frame::Proposal(proposal)) }
 }

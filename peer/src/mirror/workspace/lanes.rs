@@ -8,12 +8,16 @@ impl Workspace {
         if self.watch.take_root_touched() && !self.root.is_in_place() {
             self.root_is_gone();
         }
+        self.untrack();
         self.drain();
         self.persist();
         self.use_disk();
+        self.start_reading();
         self.start_staging();
         self.start_uploads();
         self.go_on_with_barriers();
+        self.answer_followers();
+        self.note_rest();
         self.report();
     }
 
@@ -26,7 +30,10 @@ impl Workspace {
                     self.up_bytes.insert(path.clone(), size);
                     self.uploads[usize::from(size > LARGE_BYTES)].push((path, hash));
                 }
-                Output::Propose(proposal) => self.proposals.push(hub::propose(&proposal)),
+                Output::Propose(proposal) => {
+                    let task = self.options.writers.author(&self.options.session);
+                    self.proposals.push(hub::propose(&proposal, task));
+                }
                 Output::Apply(jobs) => self.lists.push_back(jobs),
                 // The status says it.
                 Output::Question { id, text } => {
@@ -108,6 +115,7 @@ impl Workspace {
             cache: self.cache.clone(),
             ignored: self.ignored.clone(),
             watch: self.watch.clone(),
+            read_files: self.read_files.clone(),
             stop: self.stop.clone(),
         };
         self.lane = Lane::Looking(how);
@@ -128,7 +136,13 @@ impl Workspace {
             return self.root_is_gone();
         }
         self.lane = Lane::Applying;
-        let hands = Hands { root: self.root.clone(), cache: self.cache.clone(), ignored: self.ignored.clone(), stage: self.stage.clone() };
+        let hands = Hands {
+            root: self.root.clone(),
+            cache: self.cache.clone(),
+            ignored: self.ignored.clone(),
+            stage: self.stage.clone(),
+            rules: self.rules_above(&jobs),
+        };
         let tell = self.tell.clone();
         tokio::task::spawn_blocking(move || {
             let (tasks, maps): (Vec<_>, Vec<_>) = tasks.into_iter().unzip();
@@ -209,6 +223,7 @@ impl Workspace {
                     self.staged = Some((jobs, tasks));
                 }
             }
+            Event::Read { path, file } => self.was_read(path, file),
             Event::Applied { jobs, done, maps } => self.applied(&jobs, done, maps),
             Event::Stored(Stored::File(file)) => {
                 self.up_bytes.remove(&file.path);
@@ -242,7 +257,7 @@ impl Workspace {
 
     pub(super) fn looked(&mut self, findings: Findings, ended: Result<(), Ended>) {
         let Lane::Looking(how) = std::mem::replace(&mut self.lane, Lane::Free) else { return };
-        let Findings { mut found, looked_at, troubles, busy } = findings;
+        let Findings { mut found, untracked, looked_at, troubles, large, busy } = findings;
         match ended {
             Ok(()) => {}
             Err(Ended::Stopped) => return,
@@ -254,13 +269,21 @@ impl Workspace {
             }
         }
         self.looks += 1;
+        self.untracked.extend(untracked);
+        let dirty = &self.dirty;
+        self.read_files.retain(|path| dirty.everything || dirty.paths.contains_key(path));
         self.note_troubles(&looked_at, troubles);
+        large.iter().for_each(|path| self.is_large(path));
         if how.all {
-            found.extend(self.not_there_any_more());
+            let gone = self.not_there_any_more();
+            found.extend(self.keep_ignored(gone));
             self.looked_once = true;
         }
         let hot = std::mem::take(&mut self.hot);
-        self.hot = hot.into_iter().filter(|(path, _)| busy.contains(path) || !looked_at.contains(&path.to_string())).collect();
+        self.hot = hot
+            .into_iter()
+            .filter(|(path, _)| busy.contains(path) || large.contains(path) || !looked_at.contains(&path.to_string()))
+            .collect();
         busy.into_iter().for_each(|path| self.is_hot(path));
         self.checks.iter_mut().for_each(|check| check.looked = true);
         if !found.is_empty() {
@@ -281,7 +304,7 @@ impl Workspace {
             .hub()
             .iter()
             .map(|(path, _)| path)
-            .filter(|path| cache.get(path).is_none() && !hidden(path))
+            .filter(|path| cache.get(path).is_none() && !hidden(path) && !self.is_to_be_read(path))
             .map(|path| (path, None))
             .collect()
     }
@@ -303,10 +326,14 @@ impl Workspace {
 
     /// It changes faster than it can be read: it alone is looked at more and more seldom.
     pub(super) fn is_hot(&mut self, path: RelPath) {
-        let hot = self.hot.entry(path.clone()).or_insert(Hot { tries: 0, again_at: Instant::now() });
+        let hot = self.hot.entry(path.clone()).or_insert(Hot { tries: 0, again_at: Instant::now(), due: false });
         hot.again_at = Instant::now() + HOT.saturating_mul(1 << hot.tries.min(12)).min(HOT_AT_MOST);
         hot.tries += 1;
-        if hot.tries >= HOT_TRIES {
+        self.say_hot(&path);
+    }
+
+    pub(super) fn say_hot(&mut self, path: &RelPath) {
+        if self.hot.get(path).is_some_and(|hot| hot.tries >= HOT_TRIES) {
             let message = "it changes faster than it can be read; it is synced when it comes to rest".into();
             self.troubles.insert(path.to_string(), walk::Trouble { path: path.to_string(), code: "hot", message });
         }

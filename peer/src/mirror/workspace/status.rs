@@ -17,6 +17,14 @@ impl Workspace {
         }
     }
 
+    pub(super) fn is_at_rest(&self) -> bool {
+        self.replica.is_settled()
+            && self.dirty.is_empty()
+            && self.untracked.is_empty()
+            && !self.reads_large_files()
+            && self.lane == Lane::Free
+    }
+
     pub(super) fn status(&self) -> schema::WorkspaceStatus {
         let engine = self.replica.status();
         let (question, question_text) = match engine.question {
@@ -28,7 +36,7 @@ impl Workspace {
             Some((id, text)) => (id, text),
             None => (0, String::new()),
         };
-        let settled = self.replica.is_settled() && self.dirty.is_empty() && self.lane == Lane::Free;
+        let settled = self.is_at_rest();
         let state = if question != 0 {
             "held"
         } else if engine.paused {
@@ -37,6 +45,9 @@ impl Workspace {
             "scanning"
         } else if settled {
             "in_sync"
+        } else if engine.held > 0 && engine.up_files == engine.held && engine.down_files == 0 && self.dirty.is_empty() {
+            // All that is left waits for another's lock.
+            "held"
         } else {
             "syncing"
         };

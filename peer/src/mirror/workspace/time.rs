@@ -33,7 +33,7 @@ impl Workspace {
         }
         for (path, hot) in &mut self.hot {
             if hot.again_at <= now {
-                hot.again_at = now + HOT_AT_MOST;
+                (hot.again_at, hot.due) = (now + HOT_AT_MOST, true);
                 happened = true;
                 self.dirty.mark(path.clone(), LOOK);
             }

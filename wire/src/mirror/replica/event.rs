@@ -88,6 +88,8 @@ pub enum Input {
     /// These paths were looked at; `None`: nothing is there, or what is there is not part of the workspace. One settled set of events is
     /// one `Scanned`, so that what moved is seen as moved.
     Scanned(Vec<(RelPath, Option<Found>)>),
+    /// These are on the disk, and no part of the workspace any more: the hub's rules ignore them. Nobody is asked whether that is meant.
+    Untracked(Vec<RelPath>),
     /// The contents are stored, durably, at the hub. `hash` is that of what was read; it should be what was asked for.
     Uploaded {
         /// Which.
@@ -287,6 +289,10 @@ pub struct Status {
     pub up_files: u64,
     /// Of these, kept back under a lock or a question.
     pub held: u64,
+    /// Files to be applied, or accepted by the hub, of which the last try failed: they are among the problems, or held.
+    pub down_failed: u64,
+    /// See `down_failed`.
+    pub up_failed: u64,
     /// At most 100, in the order of paths.
     pub problems: Vec<(RelPath, Trouble)>,
     /// How many more there are.

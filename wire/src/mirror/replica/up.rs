@@ -24,6 +24,8 @@ const PLAN_PATHS: usize = 2 * limits::BATCH_OPS;
 const GUARD_PATHS: usize = 1_000;
 /// Entries from which on a person is asked when more than half go within `GUARD_MS`.
 const GUARD_ENTRIES: usize = 20;
+/// Entries from which on a person is asked when nothing is left of them.
+const GUARD_ROOT: usize = 3;
 /// Deletions this close together are taken for one.
 const GUARD_MS: i64 = 60_000;
 
@@ -54,14 +56,16 @@ impl Guard {
         self.question.as_ref().is_some_and(|question| question.paths.contains(path))
     }
 
-    /// Whether so many more deletions are too many to believe.
-    fn trips(&mut self, more: usize, entries: usize, now_ms: i64) -> bool {
+    /// Whether so many more deletions are too many to believe. Those that a person is asked about count: what belongs to them may come a moment later.
+    fn trips(&mut self, draft: &Draft, entries: usize, now_ms: i64) -> bool {
         if self.since_ms.is_none_or(|since_ms| (now_ms - since_ms).abs() > GUARD_MS) {
             (self.since_ms, self.deleted, self.entries) = (Some(now_ms), 0, 0);
         }
         self.entries = self.entries.max(entries);
-        let deleted = self.deleted + more;
-        deleted > GUARD_PATHS || (self.entries >= GUARD_ENTRIES && deleted * 2 > self.entries)
+        let asked = self.question.as_ref().map_or(0, |question| question.paths.len());
+        let deleted = self.deleted + asked + draft.deleted.len();
+        let empties = draft.empties && self.entries >= GUARD_ROOT;
+        empties || deleted > GUARD_PATHS || (self.entries >= GUARD_ENTRIES && deleted * 2 > self.entries)
     }
 }
 
@@ -71,6 +75,8 @@ struct Draft {
     paths: BTreeSet<RelPath>,
     /// Deletions in it that no move explains and nobody approved.
     deleted: Vec<RelPath>,
+    /// It leaves nothing.
+    empties: bool,
 }
 
 impl Replica {
@@ -132,7 +138,7 @@ impl Replica {
             return None;
         }
         let mut draft = self.draft();
-        if self.guard.trips(draft.deleted.len(), self.hub.len(), self.now_ms) && !draft.deleted.is_empty() {
+        if self.guard.trips(&draft, self.hub.len(), self.now_ms) && !draft.deleted.is_empty() {
             self.ask(draft.deleted);
             draft = self.draft();
         }
@@ -173,7 +179,7 @@ impl Replica {
         let mut ops = op::compact(&self.hub, &after);
         let deleted = self.deleted(&ops, paths.iter().filter(|path| goes(path)));
         ops.extend(conflicts);
-        Draft { ops, paths, deleted }
+        Draft { ops, paths, deleted, empties: after.is_empty() }
     }
 
     /// Whether an entry cannot be put because of what another did: a file is where its directory was, or something new is in the
@@ -204,6 +210,13 @@ impl Replica {
         let text = format!("{} of {} entries were deleted here. Delete them everywhere?", paths.len(), self.hub.len());
         self.out.push_back(Output::Question { id, text: text.clone() });
         self.guard.question = Some(Question { id, text, paths });
+    }
+
+    pub(super) fn untracked(&mut self, paths: Vec<RelPath>) {
+        self.scanned(paths.iter().map(|path| (path.clone(), None)).collect());
+        self.settle();
+        let goes = paths.into_iter().filter(|path| self.paths.get(path).is_some_and(|state| state.local.is_none()));
+        self.guard.approved.extend(goes);
     }
 
     pub(super) fn decided(&mut self, question: u64, yes: bool) {

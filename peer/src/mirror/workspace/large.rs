@@ -1,0 +1,52 @@
+//! Large files that a look found, read one at a time.
+
+use super::*;
+use crate::mirror::large;
+
+impl Workspace {
+    /// Whether some that were found are still to be read, or to be looked at after that.
+    pub(super) fn reads_large_files(&self) -> bool {
+        self.reading.is_some() || !self.to_read.is_empty() || !self.read_files.is_empty()
+    }
+
+    pub(super) fn is_to_be_read(&self, path: &RelPath) -> bool {
+        self.reading.as_ref() == Some(path) || self.to_read.contains(path)
+    }
+
+    /// A look has found it. One that changes all the time is read at its own pace.
+    pub(super) fn is_large(&mut self, path: &RelPath) {
+        if self.hot.get_mut(path).is_none_or(|hot| std::mem::take(&mut hot.due)) {
+            self.to_read.insert(path.clone());
+        }
+        self.say_hot(path);
+    }
+
+    pub(super) fn start_reading(&mut self) {
+        if self.reading.is_some() || self.root_gone {
+            return;
+        }
+        let Some(path) = self.to_read.pop_first() else { return };
+        self.reading = Some(path.clone());
+        let (root, stop, tell) = (self.root.clone(), self.stop.clone(), self.tell.clone());
+        tokio::task::spawn_blocking(move || {
+            let file = large::read(&root, &path, &stop);
+            let _ = tell.blocking_send(Event::Read { path, file });
+        });
+    }
+
+    pub(super) fn was_read(&mut self, path: RelPath, file: Result<KnownFile, ReadError>) {
+        self.reading = None;
+        match file {
+            Ok(file) => {
+                self.read_files.put(path.clone(), file);
+                self.dirty.mark(path, LOOK);
+            }
+            Err(ReadError::Changed) => self.is_hot(path),
+            Err(ReadError::Gone) => self.dirty.mark(path, LOOK),
+            Err(ReadError::Io(error)) => {
+                let trouble = walk::Trouble { path: path.to_string(), code: "unreadable", message: format!("cannot be read: {error}") };
+                self.troubles.insert(path.to_string(), trouble);
+            }
+        }
+    }
+}
