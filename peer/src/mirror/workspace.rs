@@ -72,6 +72,8 @@ const EVENTS: usize = 64;
 const STATUS: Duration = Duration::from_millis(200);
 /// Folders that are not watched are looked at this often.
 const UNWATCHED: Duration = Duration::from_secs(10);
+/// A folder that came from elsewhere takes its watch along for a moment, and what is written in it meanwhile may be told of its old place: it is looked at once more after this time.
+const AGAIN: Duration = Duration::from_secs(1);
 /// A folder that is gone is looked for this often.
 const GONE: Duration = Duration::from_secs(1);
 /// A cookie's event comes within this time, or everything is looked at.
@@ -269,6 +271,9 @@ pub struct Workspace {
     read_files: Arc<ReadFiles>,
     /// Looks again although nothing says that it was touched.
     dirty: Dirty,
+    /// To be looked at once more when things are quiet.
+    again: Dirty,
+    again_at: Instant,
     lists: VecDeque<Vec<Job>>,
     staging: bool,
     staged: Option<(Vec<Job>, Staging)>,
@@ -365,6 +370,8 @@ impl Workspace {
             followers: Vec::new(),
             checks: Vec::new(),
             root_gone: false,
+            again: Dirty::default(),
+            again_at: Instant::now(),
             unwatched_at: Instant::now() + UNWATCHED,
             stale: true,
             status_at: Instant::now(),

@@ -96,6 +96,7 @@ impl Workspace {
         let settled = self.watch.settles_at().is_some_and(|at| at <= now || hurry);
         if settled {
             let touched = self.watch.take();
+            self.look_again(touched.paths.iter().filter(|(_, mark)| mark.deep).map(|(path, _)| path));
             self.dirty.add(touched);
         }
         // Looks first: they are short, and what they find may make an apply needless.
@@ -341,6 +342,7 @@ impl Workspace {
 
     pub(super) fn applied(&mut self, jobs: &[Job], done: Vec<Done>, maps: Vec<([u8; 32], ChunkMap)>) {
         self.lane = Lane::Free;
+        self.look_again(jobs.iter().filter_map(|job| if let Job::Move { to, .. } = job { Some(to) } else { None }));
         for (content, map) in maps {
             self.rows.map(&content, Some(&map));
         }

@@ -102,34 +102,3 @@ async fn two_sessions_on_one_node_stay_apart() -> Result<()> {
     assert_eq!(fs::read_to_string(node.workspace(&sessions[1]).join("same name"))?, format!("of {}", sessions[1]));
     Ok(())
 }
-
-#[tokio::test]
-async fn a_session_that_is_deleted_while_it_syncs_leaves_nothing_at_the_hub_and_all_on_the_nodes() -> Result<()> {
-    const FILES: usize = 150;
-    let pair = Pair::set().await?;
-    let [one, _] = pair.folders();
-    let noise: Vec<u8> = (0u32..25_000).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
-    for number in 0..FILES {
-        let content: Vec<u8> = noise.iter().map(|byte| byte ^ number as u8).collect();
-        fs::write(one.join(format!("file {number}")), content)?;
-    }
-    wait::until("some are there", SOON, async || pair.hub.workspace(&pair.session).await.ok().filter(|seen| seen.revision > 0)).await?;
-    pair.hub.call::<Value>(Method::DELETE, &format!("/api/sessions/{}", pair.session), None).await?;
-    for peer in [&pair.one, &pair.two] {
-        let state = peer.home().join(format!("state/mirror/{}.redb", pair.session));
-        wait::until("the nodes have let go", SOON, async || (!state.exists()).then_some(())).await?;
-    }
-    let mirrors = pair.hub.data_dir().join("mirrors");
-    let left = || -> Vec<_> {
-        let owners = fs::read_dir(&mirrors).into_iter().flatten().flatten();
-        owners.flat_map(|owner| fs::read_dir(owner.path()).into_iter().flatten().flatten()).map(|folder| folder.path()).collect()
-    };
-    wait::until("the contents are gone", SOON, async || left().is_empty().then_some(())).await?;
-    assert_eq!(fs::read_dir(&one)?.flatten().filter(|entry| entry.file_name() != ".cortex").count(), FILES);
-    // What was on its way has come to nothing, too.
-    for peer in [&pair.one, &pair.two] {
-        pair.hub.node_is(&peer.node, "online", SOON).await?;
-    }
-    ensure!(left().is_empty(), "{:?}", left());
-    Ok(())
-}

@@ -21,6 +21,8 @@ async fn what_is_ignored_stays_where_it_is_and_rules_may_change() -> Result<()> 
     write(".cortexignore", "!important.log\n")?;
     write("a/.gitignore", "!keep.log\n")?;
     write("sub/.cortexignore", "secret\n")?;
+    // A rule that is half written when it is read holds as it is then.
+    pair.push().await?;
     let stays = ["x.log", "build/out", "a/other.log", "sub/secret", ".git/HEAD", "a/build/deep/out"];
     let goes = ["important.log", "a/keep.log", "sub/open", "data.tmp", "folder.tmp/inside"];
     stays.into_iter().chain(goes).try_for_each(|name| write(name, name))?;
