@@ -66,6 +66,11 @@ impl Process {
         Ok(Self { name, child, out, log })
     }
 
+    /// What it has logged.
+    pub fn logged(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Its process id.
     pub fn id(&self) -> u32 {
         self.child.id()

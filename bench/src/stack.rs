@@ -203,16 +203,19 @@ impl Peer {
         let mut command = program("cortex-peer")?;
         command.args(["run", "--allow-root", "--config"]).arg(folder.join("peer.yaml"));
         let since = Instant::now();
-        let process = Process::start("cortex-peer", &mut command, folder)?;
-        let mut node = None;
+        let mut process = Process::start("cortex-peer", &mut command, folder)?;
+        // Other peers may come online meanwhile: which one this is, it says itself.
+        let node = process.wait_for("its registration", PATIENCE, |process| {
+            let lines = process.logged();
+            let mut lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["message"] == "online").and_then(|line| text(&line, "node").ok())
+        })?;
         let event = events.find(|event| {
             let data: Value = serde_json::from_str(&event.data).unwrap_or_default();
-            let online = event.name == "node" && data["data"]["state"] == "online";
-            node = text(&data["data"], "node_id").ok().filter(|_| online);
-            online
+            event.name == "node" && data["data"]["state"] == "online" && data["data"]["node_id"] == node.as_str()
         });
         let online_after = event.context("the peer did not come online")?.at - since;
-        Ok(Self { process, online_after, node: node.context("an event without a node")? })
+        Ok(Self { process, online_after, node })
     }
 }
 
