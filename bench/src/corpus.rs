@@ -19,6 +19,9 @@ use anyhow::{Context as _, ensure};
 const TEXT: [&str; 18] =
     ["rs", "h", "c", "cc", "cpp", "hpp", "py", "toml", "md", "json", "js", "html", "css", "txt", "sh", "yml", "yaml", "inc"];
 
+/// Of a large text, as a small file.
+const PART_BYTES: usize = 5_000;
+
 /// Files that corpora are made from.
 #[derive(Debug)]
 pub struct Sources {
@@ -93,22 +96,25 @@ impl Sources {
         Ok(found)
     }
 
-    /// `count` small text files, no two alike.
+    /// `count` small text files, no two alike. Where there are too few, parts of larger ones.
     pub fn small(&self, folder: &Path, count: usize) -> anyhow::Result<u64> {
         let (mut made, mut bytes, mut seen) = (0, 0, HashSet::new());
-        for source in &self.small {
+        let whole = self.small.iter().map(|source| (source, 0..usize::MAX));
+        let parts = self.big.iter().flat_map(|source| (0..4).map(move |part| (source, part * PART_BYTES..(part + 1) * PART_BYTES)));
+        for (source, part) in whole.chain(parts) {
             if made == count {
                 break;
             }
             let text = fs::read(source)?;
+            let text = &text[part.start.min(text.len())..part.end.min(text.len())];
             let mut hasher = DefaultHasher::new();
             text.hash(&mut hasher);
-            if std::str::from_utf8(&text).is_err() || !seen.insert(hasher.finish()) {
+            if text.is_empty() || std::str::from_utf8(text).is_err() || !seen.insert(hasher.finish()) {
                 continue;
             }
             let (package, at) = (made / 2000, made % 2000);
             let inner = if at % 3 == 0 { format!("inner_{}/", at % 4) } else { String::new() };
-            put(&folder.join(format!("pkg_{package:02}/src/mod_{:02}/{inner}{at:04}_{}", at / 100, name(source))), &text)?;
+            put(&folder.join(format!("pkg_{package:02}/src/mod_{:02}/{inner}{at:04}_{}", at / 100, name(source))), text)?;
             (made, bytes) = (made + 1, bytes + text.len() as u64);
         }
         ensure!(made == count, "only {made} small files were found on this machine; build the workspace first: cargo fetch");

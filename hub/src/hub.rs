@@ -260,7 +260,7 @@ impl Hub {
         let db = Db::new(Arc::new(store));
         let mirror_dir = options.mirror_dir.clone().unwrap_or_else(|| data_dir.join("mirrors"));
         let hub = Arc::new(Self {
-            mirrors: Mirrors::new(mirror_dir),
+            mirrors: Mirrors::new(mirror_dir, db.clone()),
             outputs: Outputs::new(data_dir.join("output"), db.clone()),
             db,
             keys: Arc::new(keys),

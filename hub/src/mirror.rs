@@ -26,11 +26,12 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use bytes::Bytes;
 use cortex_runtime::clock::random;
 use cortex_wire::{
     id::{NodeId, SessionId, UserId},
     mirror::{entry::Hash, tree::Tree},
-    schema::WorkspaceKey,
+    schema::{WorkspaceKey, WorkspacesLeft},
 };
 use tokio::sync::OnceCell;
 
@@ -45,7 +46,7 @@ use crate::{
         tables::{COMMITS, CONFLICTS, SESSIONS, SESSIONS_OF_NODE, SNAPSHOTS, VERDICTS, WORKSPACE_KEYS, WORKSPACES},
     },
     session,
-    store::{Span, StoreError},
+    store::{Db, Span, StoreError},
 };
 
 pub mod archive;
@@ -234,9 +235,9 @@ pub struct Mirrors {
 }
 
 impl Mirrors {
-    /// With contents below this folder.
-    pub(crate) fn new(folder: PathBuf) -> Self {
-        Self { open: Arc::default(), chunks: Arc::new(ChunkStore::new(folder)) }
+    /// With contents below this folder, of the sessions in this store.
+    pub(crate) fn new(folder: PathBuf, db: Db) -> Self {
+        Self { open: Arc::default(), chunks: Arc::new(ChunkStore::new(folder).of_sessions_in(db)) }
     }
 
     /// Drops those that nobody uses.
@@ -327,6 +328,16 @@ impl Hub {
     /// [`StoreError`].
     pub(crate) async fn workspace_keys(&self, session: SessionId) -> Result<Vec<WorkspaceKey>, MirrorError> {
         Ok(self.db.read(move |tx| keys::all(tx, session)).await?)
+    }
+
+    /// Of these sessions, those that are gone or that a node is not attached to.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn left_by(&self, node: NodeId, sessions: Vec<SessionId>) -> Result<WorkspacesLeft, StoreError> {
+        let attached = self.db.read::<_, StoreError>(move |tx| SESSIONS_OF_NODE.all_of(tx, &node)).await?;
+        let left = sessions.iter().filter(|session| !attached.contains(session));
+        Ok(WorkspacesLeft { session_ids: left.map(|session| Bytes::copy_from_slice(session.as_bytes())).collect() })
     }
 
     /// The sessions whose workspaces a node holds: those in use that it is attached to.

@@ -21,10 +21,12 @@ pub mod cache;
 pub mod chunks;
 pub mod download;
 pub mod drift;
+pub mod gather;
 pub mod ignore;
 pub mod large;
 pub mod read;
 pub mod root;
+pub mod sealers;
 pub mod stage;
 pub mod store;
 pub mod upload;
@@ -49,7 +51,7 @@ use cortex_wire::{
     frame::FrameError,
     id::{NodeId, SessionId, TaskId},
     limits,
-    schema::{FromWorkspace, ToWorkspace, WorkspaceOpen, WorkspaceProblem, WorkspaceStatus, from_workspace},
+    schema::{FromWorkspace, ToWorkspace, WorkspaceOpen, WorkspaceProblem, WorkspaceStatus, WorkspacesLeft, from_workspace},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
@@ -67,6 +69,8 @@ const BROKEN: Duration = Duration::from_secs(30);
 /// A workspace that is closed finishes what it does on the disk.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
+/// How files end that keep what is remembered of a workspace.
+const STATE: &str = ".redb";
 /// A task waits so long for its workspace, before it starts and before its result is sent.
 const TASK_WAITS: Duration = Duration::from_secs(2);
 
@@ -136,6 +140,31 @@ impl Mirror {
         self.open().clear();
         self.0.owners.close();
         let _ = tokio::time::timeout(CLOSE_WITHIN, self.0.owners.wait()).await;
+    }
+
+    /// Sessions of whose workspaces something is remembered: the oldest, as many as are named at a time.
+    pub fn held(&self) -> Vec<SessionId> {
+        let files = std::fs::read_dir(&self.0.state_dir).into_iter().flatten().flatten();
+        let mut held: Vec<SessionId> = files.filter_map(|file| file.file_name().to_str()?.strip_suffix(STATE)?.parse().ok()).collect();
+        held.sort_unstable();
+        held.truncate(limits::HELD_WORKSPACES);
+        held
+    }
+
+    /// These sessions are gone, or this node is in them no longer. Their files stay.
+    pub fn forget(&self, left: &WorkspacesLeft) {
+        for session in left.session_ids.iter().filter_map(|id| SessionId::from_slice(id).ok()) {
+            let handle = self.open().get(&session).filter(|handle| !handle.ask.is_closed()).cloned();
+            match handle {
+                // One that is too busy to hear it is told at the next registration.
+                Some(handle) => drop(handle.ask.try_send(Ask::Forget)),
+                None => match std::fs::remove_file(self.0.state_dir.join(format!("{session}{STATE}"))) {
+                    Ok(()) => tracing::info!(%session, "the session was left while nobody could say so; its files stay"),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                    Err(error) => tracing::warn!(%session, %error, "cannot forget a workspace"),
+                },
+            }
+        }
     }
 
     /// A task of the session is about to start: waits, for a while, until its folder holds what the hub last announced.

@@ -76,5 +76,7 @@ pub const SPANS: usize = 512;
 pub const FILE_BYTES: u64 = 16 * 1024 * 1024 * 1024;
 /// Entries of one workspace.
 pub const WORKSPACE_ENTRIES: usize = 1_000_000;
+/// Workspaces that a node names when it registers. Those that are gone are forgotten, so the others come up another time.
+pub const HELD_WORKSPACES: usize = 512;
 /// Sessions in one ticket.
 pub const TICKET_SESSIONS: usize = 256;

@@ -179,7 +179,12 @@ impl ChunkSource for Desk {
     }
 
     fn store(&self, asker: Asker, chunks: mpsc::Receiver<Sealed>) -> BoxFuture<'_, Result<u64, ChunkError>> {
-        Box::pin(async move { self.open(asker).await?.store(chunks).await.map_err(|error| refused(&error)) })
+        Box::pin(async move {
+            let stored = self.open(asker).await?.store(chunks).await;
+            // It may have been detached, or the session deleted, while they came.
+            self.open(asker).await?;
+            stored.map_err(|error| refused(&error))
+        })
     }
 
     fn missing(&self, asker: Asker, sids: Vec<Sid>) -> BoxFuture<'_, Result<Vec<Sid>, ChunkError>> {

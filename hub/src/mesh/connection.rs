@@ -20,7 +20,7 @@ use cortex_runtime::{
 use cortex_wire::{
     PROTOCOL_VERSION,
     close::CloseCode,
-    id::{NodeId, RelayId},
+    id::{NodeId, RelayId, SessionId},
     invite::{self, RelayEndpoint},
     key::Domain,
     limits,
@@ -277,7 +277,9 @@ impl Caller {
         let active = record.standing == Standing::Active;
         let plan = if active { Some(handle.reconcile(&self.request.inventory).await?) } else { None };
         let inventory = plan.as_ref().map(|plan| plan.answers.clone()).unwrap_or_default();
-        let configuration = configure(&network, &handle, &record, inventory).await?;
+        let mut configuration = configure(&network, &handle, &record, inventory).await?;
+        let held = self.request.workspaces.iter().take(limits::HELD_WORKSPACES).filter_map(|id| SessionId::from_slice(id).ok()).collect();
+        configuration.left = Some(hub.left_by(self.node, held).await?);
         self.writer.send(&configuration).await?;
         let connection =
             presence::Connection { id: handle.number, relay: relay.map(|relay| relay.to_string()), path: Some("relay".into()) };
@@ -354,9 +356,9 @@ impl Caller {
                     // The ticket first: what the streams announce is fetched with it.
                     if let Err(reason) = self.renew_ticket(handle).await { return reason }
                     if record.standing == Standing::Active
-                        && let Err(error) = handle.regroup_workspaces().await
+                        && let Err(reason) = self.regroup(handle).await
                     {
-                        return error.to_string();
+                        return reason;
                     }
                 }
                 _ = tickets.tick() => if let Err(reason) = self.renew_ticket(handle).await { return reason },
@@ -409,6 +411,17 @@ impl Caller {
             handle.regroup_workspaces().await.map_err(|error| error.to_string())?;
         }
         Ok(record)
+    }
+
+    /// Streams of workspaces come and go. What the node has left it is told here, too: its stream may have broken before it could say so.
+    async fn regroup(&mut self, handle: &Arc<NodeHandle>) -> Result<(), String> {
+        let ended = handle.regroup_workspaces().await.map_err(|error| error.to_string())?;
+        let left = handle.hub.left_by(self.node, ended).await.map_err(|error| error.to_string())?;
+        if left.session_ids.is_empty() {
+            return Ok(());
+        }
+        let frame = HubFrame { frame: Some(hub_frame::Frame::Left(left)) };
+        self.writer.send(&frame).await.map_err(|error| error.to_string())
     }
 
     /// What the other side said when it closed, or what broke.

@@ -69,14 +69,16 @@ impl Workspaces {
 }
 
 impl NodeHandle {
-    /// Opens a stream for each session that the node is in now, and ends those of sessions that it has left.
-    pub(crate) async fn regroup_workspaces(self: &Arc<Self>) -> Result<(), crate::store::StoreError> {
+    /// Opens a stream for each session that the node is in now, and ends those of sessions that it has left. Returns these.
+    pub(crate) async fn regroup_workspaces(self: &Arc<Self>) -> Result<Vec<SessionId>, crate::store::StoreError> {
         let wanted: HashSet<SessionId> = self.hub.synced_sessions(self.node).await?.into_iter().collect();
         let mut open = lock(&self.workspaces.open);
-        for (_, left) in open.extract_if(|session, control| !wanted.contains(session) || control.task.is_finished()) {
-            left.detach.cancel();
+        let mut left = Vec::new();
+        for (session, control) in open.extract_if(|session, control| !wanted.contains(session) || control.task.is_finished()) {
+            control.detach.cancel();
             // It says farewell, and ends by itself.
-            drop(left.task.detach());
+            drop(control.task.detach());
+            left.push(session);
         }
         for session in wanted {
             open.entry(session).and_modify(|control| control.nudge.notify_one()).or_insert_with(|| {
@@ -85,7 +87,7 @@ impl NodeHandle {
                 Control { detach, nudge, task: AbortOnDropHandle::new(task) }
             });
         }
-        Ok(())
+        Ok(left)
     }
 }
 

@@ -27,7 +27,11 @@ use cortex_wire::{
 use tokio::sync::{OnceCell, mpsc};
 
 use self::packs::Packs;
-use crate::hub::lock;
+use crate::{
+    hub::lock,
+    record::tables::SESSIONS,
+    store::{Db, StoreError},
+};
 
 /// A pack is full above this size. Each start reads one such file per session that is used.
 const PACK_BYTES: u64 = 64 << 20;
@@ -83,6 +87,8 @@ pub struct Collected {
 pub struct ChunkStore {
     root: PathBuf,
     pack_bytes: u64,
+    /// Knows which sessions there are.
+    sessions: Option<Db>,
     open: Mutex<HashMap<SessionId, Arc<Slot>>>,
 }
 
@@ -96,7 +102,12 @@ struct Slot {
 impl ChunkStore {
     /// Chunks below this folder, which is made when the first one comes.
     pub fn new(root: PathBuf) -> Self {
-        Self { root, pack_bytes: PACK_BYTES, open: Mutex::default() }
+        Self { root, pack_bytes: PACK_BYTES, sessions: None, open: Mutex::default() }
+    }
+
+    /// Only for sessions that are in this store.
+    pub fn of_sessions_in(self, db: Db) -> Self {
+        Self { sessions: Some(db), ..self }
     }
 
     /// The root folder.
@@ -107,15 +118,26 @@ impl ChunkStore {
     /// The chunks of one session, which may be none. `user` is its owner. Ask again for each piece of work rather than keeping it.
     ///
     /// # Errors
-    /// When its folder cannot be made or read.
+    /// When its folder cannot be made or read, or the session is gone.
     pub async fn session(&self, user: UserId, session: SessionId) -> Result<SessionChunks, ChunkStoreError> {
         let slot = self.slot(session);
         let (dir, pack_bytes) = (self.dir(user, session), self.pack_bytes);
         let open = || async move {
+            self.check(session).await?;
             let packs = blocking(move || Packs::open(dir, pack_bytes)).await?;
             Ok::<_, ChunkStoreError>(SessionChunks { packs: Arc::new(packs) })
         };
         Ok(slot.chunks.get_or_try_init(open).await?.clone())
+    }
+
+    /// Whoever removes a session waits for those who open it, so what is there now is removed with it.
+    async fn check(&self, session: SessionId) -> Result<(), ChunkStoreError> {
+        let Some(db) = &self.sessions else { return Ok(()) };
+        match db.read::<_, StoreError>(move |tx| Ok(SESSIONS.get(tx, &session)?.is_some())).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ChunkStoreError::Closed),
+            Err(error) => Err(ChunkStoreError::Io(io::Error::other(error))),
+        }
     }
 
     fn slot(&self, session: SessionId) -> Arc<Slot> {
@@ -132,18 +154,27 @@ impl ChunkStore {
         slot
     }
 
-    /// Removes everything that a session holds. Transfers that run there fail.
+    /// Removes everything that a session holds. Transfers that run there fail. A session that is no longer in the store is never opened again.
     ///
     /// # Errors
     /// When the folder cannot be removed; what is left is removed by another call.
     pub async fn remove(&self, user: UserId, session: SessionId) -> Result<(), ChunkStoreError> {
-        if let Some(chunks) = lock(&self.open).remove(&session).and_then(|slot| slot.chunks.get().cloned()) {
-            chunks.packs.abandon();
-        }
+        let slot = lock(&self.open).remove(&session);
+        // Somebody may be opening it: what he makes is to be removed, too.
+        let opened = match &slot {
+            Some(slot) => slot.chunks.get_or_try_init(|| async { Err(ChunkStoreError::Closed) }).await.ok().cloned(),
+            None => None,
+        };
         let dir = self.dir(user, session);
-        blocking(move || match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
-            _ => Ok(()),
+        blocking(move || {
+            if let Some(chunks) = opened {
+                chunks.packs.abandon();
+                chunks.packs.wait_for_writers();
+            }
+            match std::fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error.into()),
+                _ => Ok(()),
+            }
         })
         .await
     }

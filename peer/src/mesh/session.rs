@@ -149,6 +149,7 @@ impl Mesh {
             inventory: self.options.tasks.inventory(),
             ceiling: Some(self.options.ceiling.clone()),
             relay_id: uplink.relay.id.to_string(),
+            workspaces: self.options.mirror.held().iter().map(|session| Bytes::copy_from_slice(session.as_bytes())).collect(),
         };
         writer.send(&request).await?;
         let configuration: SyncConfiguration = reader.expect().await?;
@@ -241,6 +242,9 @@ impl Session {
             renew(mesh, uplink, ticket.clone()).await?;
         }
         mesh.options.tasks.apply(&configuration.inventory);
+        if let Some(left) = &configuration.left {
+            mesh.options.mirror.forget(left);
+        }
         let key = mesh.options.key.public();
         if active && !self.active {
             quic::allow_streams(&self.connection, mesh.options.tasks.slots() + SPARE_STREAMS);
@@ -368,6 +372,10 @@ impl Session {
             }
             Some(hub_frame::Frame::Ticket(ticket)) => {
                 renew(mesh, uplink, ticket).await?;
+                Ok(false)
+            }
+            Some(hub_frame::Frame::Left(left)) => {
+                mesh.options.mirror.forget(&left);
                 Ok(false)
             }
             Some(hub_frame::Frame::Drain(_)) | None => Ok(false),

@@ -348,6 +348,7 @@ impl Batch<'_> {
             (Put::Mode { .. }, _) => return Err(self.found(&folder, name, path)),
             (put, there) => {
                 let staged = match put {
+                    Put::File { staged, content, .. } if matches!(there, There::Other { .. }) => self.hands.stage.ready(staged, content)?,
                     Put::File { staged, .. } => staged.clone(),
                     Put::Symlink(target) => self.hands.stage.symlink(target)?,
                     _ => self.hands.stage.directory()?,
@@ -383,8 +384,9 @@ impl Batch<'_> {
             }
             // Touched, but perhaps not changed.
             (_, Some(stat)) if stat.file_type().is_file() => {
+                let looked_at_ns = now_ns();
                 let contents = read::hash(folder, name, &mut vec![0; BUFFER_BYTES]).map_err(|_| busy())?;
-                let file = KnownFile::new(&contents, now_ns());
+                let file = KnownFile::new(&contents, looked_at_ns);
                 let known = Known::File(file);
                 if expect == Some(known.hash()) {
                     self.cache().set(path, Some(known));
@@ -449,7 +451,7 @@ impl Batch<'_> {
                     // Who could read the old one can read the new one.
                     set_permissions(&stage.folder().read(staged)?, &stat, executable)?;
                 }
-                let ours = stage.folder().stat(staged)?.map(|stat| stat.ino);
+                let ours = stage.folder().stat(staged)?;
                 renameat_with(stage.folder(), staged, folder, name, RenameFlags::EXCHANGE).map_err(|error| match error {
                     Errno::NOENT => self.found(folder, name, &task.path),
                     error => error.into(),
@@ -458,28 +460,32 @@ impl Batch<'_> {
                 if !self.is_as_it_was(staged, &stat, content) {
                     // It goes back. What comes out instead is ours, or yet another edit.
                     let back = renameat_with(stage.folder(), staged, folder, name, RenameFlags::EXCHANGE);
-                    if back.is_err() || stage.folder().stat(staged)?.map(|stat| stat.ino) != ours {
+                    if back.is_err() || stage.folder().stat(staged)?.map(|stat| stat.ino) != ours.map(|stat| stat.ino) {
                         self.keep(staged, &task.path, copy);
                     }
                     return Err(self.found(folder, name, &task.path));
                 }
                 self.let_go(task, staged, copy)?;
-                return self.placed(folder, name, task);
+                return self.placed(folder, name, task, ours);
             }
         }
+        let ours = stage.folder().stat(staged)?;
         match renameat_with(stage.folder(), staged, folder, name, RenameFlags::NOREPLACE) {
-            Ok(()) => self.placed(folder, name, task),
+            Ok(()) => self.placed(folder, name, task, ours),
             Err(Errno::EXIST) => Err(self.found(folder, name, &task.path)),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn placed(&mut self, folder: &Folder, name: &str, task: &Task) -> Result<(), Error> {
+    /// Notes what was put there. `ours`: how it looked in the stage.
+    fn placed(&mut self, folder: &Folder, name: &str, task: &Task, ours: Option<Stat>) -> Result<(), Error> {
         self.step(Step::Placed)?;
         let known = match &task.put {
             Put::File { content, .. } => match folder.stat(name)? {
-                Some(stat) if stat.file_type().is_file() => Known::File(KnownFile { stat, looked_at_ns: now_ns(), content: *content }),
-                // Somebody was at it already, and his event comes.
+                Some(stat) if ours.is_some_and(|ours| stat.is_same_but_for_ctime(&ours)) => {
+                    Known::File(KnownFile { stat, looked_at_ns: now_ns(), content: *content })
+                }
+                // Somebody was at it already: what is known is of the file before it, so the next look reads it.
                 _ => return Ok(()),
             },
             Put::Symlink(target) => Known::Symlink(target.clone()),

@@ -400,7 +400,7 @@ struct Target<'a> {
 
 impl<'a> Target<'a> {
     fn begin(stage: &'a Stage, wanted: &Wanted) -> Result<Self, Trouble> {
-        let (name, file) = stage.begin(wanted.executable).map_err(|error| io_trouble(&error))?;
+        let (name, file) = stage.begin(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
         Ok(Self { stage, name, file, hasher: blake3::Hasher::new(), size: 0, hole: false, done: false })
     }
 
@@ -422,9 +422,9 @@ impl<'a> Target<'a> {
             return Err(Trouble { code: "changed".into(), message });
         }
         let completed = if self.hole { self.file.set_len(self.size) } else { Ok(()) };
-        let name = completed.and_then(|()| self.stage.complete(&self.name, &hash)).map_err(|error| io_trouble(&error))?;
+        completed.map_err(|error| io_trouble(&error))?;
         self.done = true;
-        Ok(Staged { name, map })
+        Ok(Staged { name: std::mem::take(&mut self.name), map })
     }
 }
 

@@ -4,8 +4,9 @@
 //!
 //! | name | holds | at the next start |
 //! | --- | --- | --- |
-//! | `part-…` | contents that are not complete | removed |
-//! | `ready-<hash>-…` with that hash | complete contents, not in their place yet | used again, or removed |
+//! | `part-<hash>-…` with that hash | complete contents, not in their place yet | used again, or removed |
+//! | `part-<hash>-…` with another | contents that are not complete | removed |
+//! | `ready-<hash>-…` with that hash | complete contents that are about to replace something | used again, or removed |
 //! | `ready-<hash>-…` with another | what was displaced by those contents, and not looked at yet | see below |
 //! | `swap-…` | a link or folder, not in its place yet, or a file that was displaced by it | see below, for a file |
 //! | `gone-…` | what was to be removed, and not looked at yet | see below |
@@ -61,9 +62,8 @@ impl Stage {
         for name in stage.folder.names()? {
             let Ok(name) = String::from_utf8(name) else { continue };
             let contents = read::hash(&stage.folder, &name, &mut buffer).ok().map(|contents| contents.hash);
-            let ready = ready_hash(&name);
             match contents {
-                Some(hash) if ready == Some(hash) => {
+                Some(hash) if staged_hash(&name) == Some(hash) => {
                     left.insert(hash, name);
                 }
                 Some(hash) if !name.starts_with("part-") && !is_known(&hash) => {
@@ -85,13 +85,13 @@ impl Stage {
         self.number.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Makes a file for contents that are to come.
+    /// Makes a file for contents that are to come, and will have this hash.
     ///
     /// # Errors
     /// The system's.
-    pub fn begin(&self, executable: bool) -> io::Result<(String, File)> {
+    pub fn begin(&self, hash: &[u8; 32], executable: bool) -> io::Result<(String, File)> {
         loop {
-            let name = format!("part-{}", self.number());
+            let name = format!("part-{}-{}", HEXLOWER.encode(hash), self.number());
             match self.folder.create(&name, if executable { 0o777 } else { 0o666 }) {
                 Ok(file) => return Ok((name, file)),
                 Err(Errno::EXIST) => {}
@@ -100,11 +100,11 @@ impl Stage {
         }
     }
 
-    /// Says that a file's contents are complete and have this hash. Returns its new name.
+    /// Says that a file with these contents is about to replace another, which will come to lie here. Returns its new name.
     ///
     /// # Errors
     /// The system's.
-    pub fn complete(&self, part: &str, hash: &[u8; 32]) -> io::Result<String> {
+    pub fn ready(&self, part: &str, hash: &[u8; 32]) -> io::Result<String> {
         loop {
             let name = format!("ready-{}-{}", HEXLOWER.encode(hash), self.number());
             match renameat_with(&self.folder, part, &self.folder, &name, RenameFlags::NOREPLACE) {
@@ -201,8 +201,8 @@ impl Stage {
     }
 }
 
-fn ready_hash(name: &str) -> Option<[u8; 32]> {
-    let hex = name.strip_prefix("ready-")?.split('-').next()?;
+fn staged_hash(name: &str) -> Option<[u8; 32]> {
+    let hex = name.strip_prefix("part-").or_else(|| name.strip_prefix("ready-"))?.split('-').next()?;
     HEXLOWER.decode(hex.as_bytes()).ok()?.try_into().ok()
 }
 
@@ -248,7 +248,7 @@ mod tests {
     fn a_copy_of_a_long_name_fits() {
         let (_dir, root) = root();
         let (stage, _) = Stage::open(&root, 0, |_| false).unwrap();
-        let (name, _file) = stage.begin(false).unwrap();
+        let (name, _file) = stage.begin(&[0; 32], false).unwrap();
         let copy = stage.keep_copy(&root, &name, &format!("a/{}", "ä".repeat(127)), 0).unwrap();
         assert!(root.path().join(copy).exists());
     }

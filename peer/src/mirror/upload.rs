@@ -1,7 +1,7 @@
 //! Contents on their way to the hub: read, cut, sealed, stored.
 //!
-//! [`make`] reads and seals on a thread of its own; [`store`] sends what comes out, in flights, and says of a file that it is stored once all of its chunks are
-//! durable at the hub. Between the two is a short queue, so whatever the files' size, few chunks are in memory.
+//! [`make`] reads and cuts on a thread of its own, others seal ([`Sealers`]); [`store`] sends what comes out, in flights, and says of a file that it is stored once all of its
+//! chunks are durable at the hub. Between them are short queues, so whatever the files' size, few chunks are in memory.
 //!
 //! Small files of one upload share chunks (bundles). Of a large file only those chunks are sealed that its last version had not, and only those are sent that the
 //! hub has not.
@@ -9,7 +9,6 @@
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use cortex_runtime::chunk::{Asker, ChunkError, ChunkSource};
@@ -20,7 +19,7 @@ use cortex_wire::{
         entry::{Content, Entry, Hash, Sid, Span, file_hash},
         path::RelPath,
         replica::Trouble,
-        seal::{Keys, SealError, Sealed, Sealer},
+        seal::{Keys, SealError, Sealed},
         tree::Tree,
     },
 };
@@ -29,8 +28,9 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use super::{
     cache::Cache,
     chunks::{ChunkMap, Cut},
-    read::{ReadError, Reading},
+    read::{Contents, ReadError, Reading},
     root::Root,
+    sealers::{Sealers, Sealing},
     store::Store,
 };
 
@@ -40,7 +40,7 @@ pub const QUEUE: usize = 16;
 const FLIGHT_BYTES: usize = 4 * 1024 * 1024;
 /// Flights under way.
 const FLIGHTS: usize = 3;
-/// Chunks of a large file that are sealed side by side.
+/// Chunks that are sealed side by side, or wait for it.
 const SIDE_BY_SIDE: usize = 16;
 /// Below this, asking which chunks the hub has takes longer than sending them.
 const WORTH_ASKING: usize = 4;
@@ -67,15 +67,15 @@ pub struct Source {
 /// What comes out.
 #[derive(Debug)]
 pub enum Made {
-    /// A chunk. `perhaps_known`: the hub may have it already.
+    /// A chunk.
     Chunk {
         /// Sealed.
         sealed: Sealed,
-        /// Worth asking for.
+        /// The hub may have it already: worth asking for.
         perhaps_known: bool,
     },
-    /// A file, all of whose chunks came before.
-    File(MadeFile),
+    /// Files, all of whose chunks came before.
+    Files(Vec<MadeFile>),
     /// A file that was not read.
     Failed {
         /// Which.
@@ -117,34 +117,34 @@ impl From<SealError> for Problem {
     }
 }
 
+impl Problem {
+    /// What to say of a file. `None`: nobody listens.
+    fn trouble(self) -> Option<Trouble> {
+        match self {
+            Self::Closed => None,
+            Self::Read(ReadError::Io(error)) => Some(trouble("unreadable", format!("it cannot be read: {error}"))),
+            Self::Read(error) => Some(trouble("changed", error.to_string())),
+            Self::Seal(error) => Some(trouble("no_key", error.to_string())),
+        }
+    }
+}
+
 /// Reads and seals files. Blocks. Ends early when nobody listens.
-pub fn make(source: &Source, wanted: &[(RelPath, Hash)], tell: &mpsc::Sender<Made>) {
-    let copies = if wanted.len() >= WORTH_LOOKING { copies(source, wanted) } else { HashMap::new() };
-    let mut maker = Maker {
-        source,
-        tell,
-        sealers: [Sealer::new(source.keys.clone()), Sealer::new(source.keys.clone())],
-        cuts: None,
-        bundle: Vec::new(),
-        bundled: Vec::new(),
-    };
+pub fn make(source: Source, wanted: &[(RelPath, Hash)], tell: mpsc::Sender<Made>) {
+    let copies = if wanted.len() >= WORTH_LOOKING { copies(&source, wanted) } else { HashMap::new() };
+    let mut maker = Maker::new(source, tell);
     for (path, hash) in wanted {
         let made = match copies.get(hash) {
-            Some(entry) => maker.tell(Made::File(MadeFile { path: path.clone(), hash: *hash, entry: entry.clone(), map: None })),
+            Some(entry) => maker.tell(Made::Files(vec![MadeFile { path: path.clone(), hash: *hash, entry: entry.clone(), map: None }])),
             None => maker.file(path, *hash),
         };
-        let trouble = match made {
-            Ok(()) => continue,
-            Err(Problem::Closed) => return,
-            Err(Problem::Read(ReadError::Io(error))) => trouble("unreadable", format!("it cannot be read: {error}")),
-            Err(Problem::Read(error)) => trouble("changed", error.to_string()),
-            Err(Problem::Seal(error)) => trouble("no_key", error.to_string()),
-        };
+        let Err(problem) = made else { continue };
+        let Some(trouble) = problem.trouble() else { return };
         if maker.tell(Made::Failed { path: path.clone(), trouble }).is_err() {
             return;
         }
     }
-    let _ = maker.flush();
+    maker.finish();
 }
 
 fn trouble(code: &str, message: String) -> Trouble {
@@ -167,6 +167,7 @@ fn copies(source: &Source, wanted: &[(RelPath, Hash)]) -> HashMap<Hash, Entry> {
         .collect()
 }
 
+/// A small file in a bundle.
 struct Bundled {
     path: RelPath,
     hash: Hash,
@@ -176,16 +177,58 @@ struct Bundled {
     length: usize,
 }
 
-struct Maker<'a> {
-    source: &'a Source,
-    tell: &'a mpsc::Sender<Made>,
-    sealers: [Sealer; 2],
-    cuts: Option<Cuts>,
-    bundle: Vec<u8>,
-    bundled: Vec<Bundled>,
+impl Bundled {
+    fn made(self, sid: Sid) -> MadeFile {
+        let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        let span = Span { sid, offset: length(self.offset), length: length(self.length) };
+        let content = Content { size: self.length as u64, hash: self.content, depth: 0, spans: Arc::from([span]) };
+        MadeFile { path: self.path, hash: self.hash, entry: Entry::File { content, executable: self.executable }, map: None }
+    }
 }
 
-impl Maker<'_> {
+/// What is being sealed, in the order in which it is told.
+enum Pending {
+    Bundle {
+        sealing: Sealing,
+        files: Vec<Bundled>,
+    },
+    /// Of the large file that is being read: its place in the map.
+    Chunk {
+        sealing: Sealing,
+        at: usize,
+    },
+}
+
+/// Makes chunks of files.
+pub struct Maker {
+    source: Source,
+    tell: mpsc::Sender<Made>,
+    sealers: Sealers,
+    cuts: Option<Cuts>,
+    /// Small files that will share a chunk.
+    bundle: Vec<u8>,
+    bundled: Vec<Bundled>,
+    pending: VecDeque<Pending>,
+    /// Of the large file that is being read.
+    map: ChunkMap,
+}
+
+impl Maker {
+    /// `tell` gets what comes out.
+    pub fn new(source: Source, tell: mpsc::Sender<Made>) -> Self {
+        let sealers = Sealers::new(source.keys.clone());
+        Self {
+            source,
+            tell,
+            sealers,
+            cuts: None,
+            bundle: Vec::new(),
+            bundled: Vec::new(),
+            pending: VecDeque::new(),
+            map: ChunkMap::default(),
+        }
+    }
+
     fn tell(&self, made: Made) -> Result<(), Problem> {
         self.tell.blocking_send(made).map_err(|_| Problem::Closed)
     }
@@ -198,69 +241,123 @@ impl Maker<'_> {
 
     fn small(&mut self, path: &RelPath, hash: Hash, mut reading: Reading) -> Result<(), Problem> {
         let size = usize::try_from(reading.before().size).unwrap_or(usize::MAX);
-        if self.bundle.len() + size > limits::CHUNK_BYTES {
-            self.flush()?;
-        }
-        let offset = self.bundle.len();
-        // One byte more than there should be, to see its end.
-        self.bundle.resize(offset + size + 1, 0);
-        let stat = loop {
-            let read = match reading.read(&mut self.bundle[offset..]) {
-                Ok(0) => break reading.finish(),
-                Ok(read) => read,
-                Err(error) => break Err(error),
-            };
-            if read < size {
-                break Err(ReadError::Changed);
-            }
-        };
-        self.bundle.truncate(offset + size);
+        let offset = self.room_for(size)?;
+        self.bundle.resize(offset + size, 0);
+        let stat = reading.fill(&mut self.bundle[offset..]).and_then(|()| reading.finish());
         let content = *blake3::hash(&self.bundle[offset..]).as_bytes();
         let stat = stat
             .and_then(|stat| if file_hash(stat.size, &content, stat.is_executable()) == hash { Ok(stat) } else { Err(ReadError::Changed) });
-        let executable = match stat {
-            Ok(stat) => stat.is_executable(),
+        match stat {
+            Ok(stat) => self.bundled(path, hash, content, stat.is_executable(), offset),
             Err(error) => {
                 self.bundle.truncate(offset);
-                return Err(error.into());
+                Err(error.into())
             }
-        };
-        if size == 0 {
+        }
+    }
+
+    /// Takes a small file whose bytes somebody has read. `None`: nobody listens any more.
+    pub fn take(&mut self, path: &RelPath, contents: &Contents, bytes: &[u8]) -> Option<Hash> {
+        let executable = contents.stat.is_executable();
+        let hash = file_hash(contents.size, &contents.hash, executable);
+        let offset = self.room_for(bytes.len()).ok()?;
+        self.bundle.extend_from_slice(bytes);
+        self.bundled(path, hash, contents.hash, executable, offset).ok()?;
+        Some(hash)
+    }
+
+    /// Messages that can be told without waiting.
+    pub fn room(&self) -> usize {
+        self.tell.capacity()
+    }
+
+    /// Where a file's bytes begin in the bundle.
+    fn room_for(&mut self, size: usize) -> Result<usize, Problem> {
+        if self.bundle.len() + size > limits::CHUNK_BYTES {
+            self.seal_bundle();
+            self.settle(SIDE_BY_SIDE)?;
+        }
+        if self.bundle.capacity() == 0 {
+            self.bundle.reserve_exact(if self.pending.is_empty() { size } else { limits::CHUNK_BYTES });
+        }
+        Ok(self.bundle.len())
+    }
+
+    /// Notes the file whose bytes are the bundle's last.
+    fn bundled(&mut self, path: &RelPath, hash: Hash, content: [u8; 32], executable: bool, offset: usize) -> Result<(), Problem> {
+        let length = self.bundle.len() - offset;
+        if length == 0 {
             let entry = Entry::File { content: Content::empty(), executable };
-            return self.tell(Made::File(MadeFile { path: path.clone(), hash, entry, map: None }));
+            return self.tell(Made::Files(vec![MadeFile { path: path.clone(), hash, entry, map: None }]));
         }
-        self.bundled.push(Bundled { path: path.clone(), hash, content, executable, offset, length: size });
+        self.bundled.push(Bundled { path: path.clone(), hash, content, executable, offset, length });
         Ok(())
     }
 
-    /// Seals the bundle, and tells of the files in it.
-    fn flush(&mut self) -> Result<(), Problem> {
-        if self.bundled.is_empty() {
-            self.bundle.clear();
-            return Ok(());
+    fn seal_bundle(&mut self) {
+        if !self.bundled.is_empty() {
+            let (bundle, files) = (std::mem::take(&mut self.bundle), std::mem::take(&mut self.bundled));
+            self.pending.push_back(Pending::Bundle { sealing: self.sealers.seal(bundle), files });
         }
-        let sealed = self.sealers[0].seal(&self.bundle)?;
-        self.bundle.clear();
-        let sid = sealed.sid();
-        self.tell(Made::Chunk { sealed, perhaps_known: false })?;
-        for file in std::mem::take(&mut self.bundled) {
-            let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-            let span = Span { sid, offset: length(file.offset), length: length(file.length) };
-            let content = Content { size: file.length as u64, hash: file.content, depth: 0, spans: Arc::from([span]) };
-            let entry = Entry::File { content, executable: file.executable };
-            self.tell(Made::File(MadeFile { path: file.path, hash: file.hash, entry, map: None }))?;
+    }
+
+    /// Seals what is left, and tells of all.
+    pub fn finish(mut self) {
+        if self.pending.is_empty() && !self.bundled.is_empty() {
+            // The only one: no thread is needed for it.
+            let sealing = Sealing::Done(self.sealers.seal_here(&self.bundle));
+            self.pending.push_back(Pending::Bundle { sealing, files: std::mem::take(&mut self.bundled) });
+        }
+        self.seal_bundle();
+        let _ = self.settle(0);
+    }
+
+    /// Tells of what is sealed, until no more than `leave` wait for it.
+    fn settle(&mut self, leave: usize) -> Result<(), Problem> {
+        while self.pending.len() > leave
+            && let Some(pending) = self.pending.pop_front()
+        {
+            match pending {
+                Pending::Bundle { sealing, files } => match sealing.wait() {
+                    Ok(sealed) => {
+                        let sid = sealed.sid();
+                        self.tell(Made::Chunk { sealed, perhaps_known: false })?;
+                        self.tell(Made::Files(files.into_iter().map(|file| file.made(sid)).collect()))?;
+                    }
+                    Err(error) => {
+                        for file in files {
+                            self.tell(Made::Failed { path: file.path, trouble: trouble("no_key", error.to_string()) })?;
+                        }
+                    }
+                },
+                Pending::Chunk { sealing, at } => {
+                    let sealed = sealing.wait()?;
+                    if let Some(cut) = self.map.0.get_mut(at) {
+                        cut.sid = sealed.sid();
+                    }
+                    self.tell(Made::Chunk { sealed, perhaps_known: true })?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn large(&mut self, path: &RelPath, hash: Hash, mut reading: Reading) -> Result<(), Problem> {
+    fn large(&mut self, path: &RelPath, hash: Hash, reading: Reading) -> Result<(), Problem> {
+        let read = self.chunks(path, hash, reading);
+        let map = std::mem::take(&mut self.map);
+        if read.is_err() {
+            // What is sealed of it is of no use to anybody.
+            self.pending.retain(|pending| matches!(pending, Pending::Bundle { .. }));
+        }
+        self.tell(Made::Files(vec![MadeFile { path: path.clone(), hash, entry: read?, map: Some(map) }]))
+    }
+
+    /// Cuts a file and tells of its chunks.
+    fn chunks(&mut self, path: &RelPath, hash: Hash, mut reading: Reading) -> Result<Entry, Problem> {
         let known = self.known(path);
         let mut cuts = self.cuts.take().unwrap_or_else(|| Cuts::new(Cutter::new(self.source.seed)));
         cuts.reset();
         let mut hasher = blake3::Hasher::new();
-        let mut map = ChunkMap::default();
-        // Chunks to be sealed, with their place in the map.
-        let mut waiting: Vec<(usize, Vec<u8>)> = Vec::new();
         loop {
             let read = reading.read(cuts.space())?;
             cuts.filled(read);
@@ -273,29 +370,27 @@ impl Maker<'_> {
                 let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
                 let cut = known.get(&plain).copied().filter(|cut| cut.length == length);
                 if cut.is_none() {
-                    waiting.push((map.0.len(), chunk.to_vec()));
+                    self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(chunk.to_vec()), at: self.map.0.len() });
                 }
-                map.0.push(cut.unwrap_or(Cut { length, plain, sid: Sid([0; 32]), offset: 0 }));
-                if waiting.len() >= SIDE_BY_SIDE {
-                    self.seal(&mut waiting, &mut map)?;
-                }
+                self.map.0.push(cut.unwrap_or(Cut { length, plain, sid: Sid([0; 32]), offset: 0 }));
+                self.settle(SIDE_BY_SIDE)?;
             }
             if read == 0 {
                 break;
             }
         }
         self.cuts = Some(cuts);
-        self.seal(&mut waiting, &mut map)?;
+        self.settle(0)?;
         let stat = reading.finish()?;
         let content = *hasher.finalize().as_bytes();
         if file_hash(stat.size, &content, stat.is_executable()) != hash {
             return Err(ReadError::Changed.into());
         }
-        let spans = map.0.iter().map(|cut| Span { sid: cut.sid, offset: cut.offset, length: cut.length }).collect();
+        let spans = self.map.0.iter().map(|cut| Span { sid: cut.sid, offset: cut.offset, length: cut.length }).collect();
         let mut pages = Vec::new();
-        let sealer = &mut self.sealers[0];
+        let sealers = &mut self.sealers;
         let content = cut::content(stat.size, content, spans, |page| {
-            let sealed = sealer.seal(page)?;
+            let sealed = sealers.seal_here(page)?;
             let sid = sealed.sid();
             pages.push(sealed);
             Ok::<_, SealError>(sid)
@@ -303,8 +398,7 @@ impl Maker<'_> {
         for sealed in pages {
             self.tell(Made::Chunk { sealed, perhaps_known: true })?;
         }
-        let entry = Entry::File { content, executable: stat.is_executable() };
-        self.tell(Made::File(MadeFile { path: path.clone(), hash, entry, map: Some(map) }))
+        Ok(Entry::File { content, executable: stat.is_executable() })
     }
 
     /// Chunks of the path's last version, and of another file with the same contents.
@@ -320,38 +414,13 @@ impl Maker<'_> {
         let same = now.and_then(|content| self.source.store.map(&content));
         [before, same].into_iter().flatten().flat_map(|map| map.0).map(|cut| (cut.plain, cut)).collect()
     }
-
-    /// Seals what waits, on two threads, and tells of it.
-    fn seal(&mut self, waiting: &mut Vec<(usize, Vec<u8>)>, map: &mut ChunkMap) -> Result<(), Problem> {
-        let chunks = std::mem::take(waiting);
-        let (left, right) = chunks.split_at(chunks.len().div_ceil(2));
-        let [one, two] = &mut self.sealers;
-        let all = |sealer: &mut Sealer, chunks: &[(usize, Vec<u8>)]| -> Result<Vec<Sealed>, SealError> {
-            chunks.iter().map(|(_, chunk)| sealer.seal(chunk)).collect()
-        };
-        let sealed = if right.is_empty() {
-            all(one, left)?
-        } else {
-            thread::scope(|scope| {
-                let right = scope.spawn(move || all(two, right));
-                let mut sealed = all(one, left)?;
-                sealed.extend(right.join().unwrap_or(Err(SealError::NoKey))?);
-                Ok::<_, SealError>(sealed)
-            })?
-        };
-        for ((at, _), sealed) in chunks.iter().zip(sealed) {
-            map.0[*at].sid = sealed.sid();
-            self.tell(Made::Chunk { sealed, perhaps_known: true })?;
-        }
-        Ok(())
-    }
 }
 
-/// What became of a file.
+/// What became of files.
 #[derive(Debug)]
 pub enum Stored {
-    /// All of its chunks are durable at the hub.
-    File(MadeFile),
+    /// All of their chunks are durable at the hub.
+    Files(Vec<MadeFile>),
     /// Not, and why.
     Failed {
         /// Which.
@@ -371,7 +440,7 @@ struct Flight {
     files: Vec<MadeFile>,
 }
 
-/// Sends what comes, and tells of each file once.
+/// Sends what comes, and tells of each file once. Ends when nothing more comes and everything was told.
 pub async fn store(chunks: Arc<dyn ChunkSource>, asker: Asker, mut made: mpsc::Receiver<Made>, tell: mpsc::Sender<Stored>) {
     let mut flight = Flight::default();
     let mut under_way: VecDeque<JoinHandle<Landed>> = VecDeque::new();
@@ -385,7 +454,7 @@ pub async fn store(chunks: Arc<dyn ChunkSource>, asker: Asker, mut made: mpsc::R
                 flight.perhaps_known += usize::from(perhaps_known);
                 flight.chunks.push(sealed);
             }
-            Some(Made::File(file)) => flight.files.push(file),
+            Some(Made::Files(mut files)) => flight.files.append(&mut files),
             Some(Made::Failed { path, trouble }) => hand_on(&tell, Stored::Failed { path, trouble }).await,
             None => {}
         }
@@ -401,11 +470,7 @@ pub async fn store(chunks: Arc<dyn ChunkSource>, asker: Asker, mut made: mpsc::R
             let Some(landing) = under_way.pop_front() else { break };
             let Ok((outcome, files)) = landing.await else { continue };
             match (outcome, failed) {
-                (Ok(()), None) => {
-                    for file in files {
-                        hand_on(&tell, Stored::File(file)).await;
-                    }
-                }
+                (Ok(()), None) => hand_on(&tell, Stored::Files(files)).await,
                 (outcome, earlier) => {
                     let error = earlier.or(outcome.err()).unwrap_or(ChunkError::Lost);
                     failed = Some(error);

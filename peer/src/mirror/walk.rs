@@ -17,12 +17,13 @@ use std::{
 
 use cortex_wire::{
     limits,
-    mirror::{path::RelPath, replica::Found},
+    mirror::{entry::Hash, path::RelPath, replica::Found},
 };
 use rustix::{fs::readlinkat, io::Errno};
 
 use super::{
     cache::{Cache, Known, KnownFile},
+    gather::Gather,
     ignore::{self, IGNORE_FILES, Ignored},
     large::{LARGE_BYTES, ReadFiles},
     read::{self, BUFFER_BYTES, ReadError},
@@ -61,6 +62,8 @@ pub struct Findings {
     pub large: Vec<RelPath>,
     /// Changed while they were read; to be looked at again later.
     pub busy: Vec<RelPath>,
+    /// On their way to the hub already.
+    pub gathered: Vec<(RelPath, Hash)>,
 }
 
 impl Findings {
@@ -72,6 +75,7 @@ impl Findings {
         self.troubles.append(&mut later.troubles);
         self.large.append(&mut later.large);
         self.busy.append(&mut later.busy);
+        self.gathered.append(&mut later.gathered);
     }
 
     fn len(&self) -> usize {
@@ -120,8 +124,14 @@ pub enum Ended {
 ///
 /// # Errors
 /// [`Ended`].
-pub fn look(eyes: &Eyes, dirty: &Dirty, how: How, tell: &mut dyn FnMut(Findings) -> bool) -> Result<(), Ended> {
-    let mut look = Look { eyes, how, tell, findings: Findings::default(), buffer: vec![0; BUFFER_BYTES] };
+pub fn look(
+    eyes: &Eyes,
+    dirty: &Dirty,
+    how: How,
+    gather: Option<&mut Gather>,
+    tell: &mut dyn FnMut(Findings) -> bool,
+) -> Result<(), Ended> {
+    let mut look = Look { eyes, how, gather, tell, findings: Findings::default(), buffer: vec![0; BUFFER_BYTES], opened: None };
     if !eyes.root.is_in_place() {
         return Err(Ended::RootGone);
     }
@@ -130,7 +140,8 @@ pub fn look(eyes: &Eyes, dirty: &Dirty, how: How, tell: &mut dyn FnMut(Findings)
         everything = look.look_at_ignore_files(dirty)?;
     }
     if everything {
-        look.look_below(&RelPath::root(), dirty)?;
+        // Without events nobody knows what was written.
+        look.look_below(&RelPath::root(), dirty, true)?;
     } else {
         let mut covered: Option<&RelPath> = None;
         for (path, mark) in &dirty.paths {
@@ -138,7 +149,7 @@ pub fn look(eyes: &Eyes, dirty: &Dirty, how: How, tell: &mut dyn FnMut(Findings)
                 continue;
             }
             if look.look_at(path, *mark)? {
-                look.look_below(path, dirty)?;
+                look.look_below(path, dirty, mark.written)?;
                 covered = Some(path);
             }
         }
@@ -153,9 +164,12 @@ pub fn look(eyes: &Eyes, dirty: &Dirty, how: How, tell: &mut dyn FnMut(Findings)
 struct Look<'a> {
     eyes: &'a Eyes,
     how: How,
+    gather: Option<&'a mut Gather>,
     tell: &'a mut dyn FnMut(Findings) -> bool,
     findings: Findings,
     buffer: Vec<u8>,
+    /// The folder of the path that was looked at last: dirty paths come sorted.
+    opened: Option<(String, Arc<Folder>)>,
 }
 
 impl Look<'_> {
@@ -168,7 +182,8 @@ impl Look<'_> {
     }
 
     fn hand_on(&mut self) -> Result<(), Ended> {
-        let findings = std::mem::take(&mut self.findings);
+        let mut findings = std::mem::take(&mut self.findings);
+        findings.gathered = self.gather.as_mut().map(|gather| gather.taken()).unwrap_or_default();
         if findings.len() == 0 || (self.tell)(findings) { Ok(()) } else { Err(Ended::Stopped) }
     }
 
@@ -204,7 +219,7 @@ impl Look<'_> {
     /// Looks at one path. Returns whether what is below it must be looked at, too.
     fn look_at(&mut self, path: &RelPath, mark: Mark) -> Result<bool, Ended> {
         self.breathe()?;
-        let seen = match self.eyes.root.place(path) {
+        let seen = match self.place(path) {
             Ok((folder, name)) => self.see(&folder, name, path, mark, false),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Seen::Nothing,
             Err(error) => {
@@ -232,13 +247,24 @@ impl Look<'_> {
         }
     }
 
-    /// Lists a folder and everything below it.
-    fn look_below(&mut self, top: &RelPath, dirty: &Dirty) -> Result<(), Ended> {
+    fn place<'p>(&mut self, path: &'p RelPath) -> Result<(Arc<Folder>, &'p str), Errno> {
+        let (parent, name) = split(path.as_str());
+        let opened = self.opened.take().filter(|(at, _)| at == parent);
+        let (at, folder) = match opened {
+            Some(opened) => opened,
+            None => (parent.to_owned(), Arc::new(self.eyes.root.folder(parent)?)),
+        };
+        self.opened = Some((at, folder.clone()));
+        Ok((folder, name))
+    }
+
+    /// Lists a folder and everything below it. `written`: events may have been missed there.
+    fn look_below(&mut self, top: &RelPath, dirty: &Dirty, written: bool) -> Result<(), Ended> {
         let mut seen: HashSet<RelPath> = HashSet::new();
         // Below these nothing is known, which is not the same as nothing being there.
         let mut unknown: Vec<RelPath> = Vec::new();
-        let mut folders = vec![top.clone()];
-        while let Some(path) = folders.pop() {
+        let mut folders = vec![(top.clone(), written)];
+        while let Some((path, written)) = folders.pop() {
             let text = path.as_str();
             self.eyes.watch.folder(text);
             let listed = self.eyes.root.folder(text).and_then(|folder| folder.names().map(|names| (folder.listed(), names)));
@@ -262,12 +288,11 @@ impl Look<'_> {
                 let Some(child) = self.child(&path, &name) else { continue };
                 let (_, name) = split(child.as_str());
                 let mark = dirty.paths.get(&child).copied().unwrap_or_default();
-                // Without events nobody knows whether it was written.
-                let mark = Mark { deep: true, written: mark.written || dirty.everything, ..mark };
+                let mark = Mark { deep: true, written: mark.written || written, ..mark };
                 match self.see(&folder, name, &child, mark, true) {
                     Seen::Folder { .. } => {
                         seen.insert(child.clone());
-                        folders.push(child);
+                        folders.push((child, mark.written));
                     }
                     Seen::Other => {
                         seen.insert(child);
@@ -396,6 +421,10 @@ impl Look<'_> {
             let looked_at_ns = now_ns();
             match read::hash(folder, name, &mut self.buffer) {
                 Ok(contents) => {
+                    let size = usize::try_from(contents.size).ok();
+                    if let (Some(gather), Some(bytes)) = (&mut self.gather, size.and_then(|size| self.buffer.get(..size))) {
+                        gather.take(path, &contents, bytes);
+                    }
                     let file = Known::File(KnownFile::new(&contents, looked_at_ns));
                     let new = known.map(Known::hash) != Some(file.hash()) || mark.tell;
                     self.found(path, file, new);

@@ -9,21 +9,23 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    ffi::OsStr,
-    os::unix::ffi::OsStrExt as _,
-    path::{Component, Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use cortex_wire::mirror::path::RelPath;
-use notify::{
-    Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _,
-    event::{AccessKind, AccessMode, CreateKind, ModifyKind},
-};
 use tokio::sync::Notify;
 
+use self::system::Backend;
 use super::root::{COOKIES, OWN};
+
+#[cfg(target_os = "linux")]
+#[path = "watch/inotify.rs"]
+mod system;
+#[cfg(not(target_os = "linux"))]
+#[path = "watch/other.rs"]
+mod system;
 
 /// After the last event, things are given this long to come to rest…
 const SETTLE: Duration = Duration::from_millis(20);
@@ -39,7 +41,7 @@ const UNWATCHED: usize = 10_000;
 pub struct Mark {
     /// It is a folder that may be new: watch it, and look at all that is below.
     pub deep: bool,
-    /// Its contents were written: times that look unchanged are not to be trusted.
+    /// Its contents were written (of a folder: those of whatever is below): times that look unchanged are not to be trusted.
     pub written: bool,
     /// Whoever asks wants to hear of it even when it is as it was.
     pub tell: bool,
@@ -47,8 +49,30 @@ pub struct Mark {
 
 /// Of a file's contents.
 const WRITTEN: Mark = Mark { deep: false, written: true, tell: false };
-/// Of what may be a folder with anything in it.
+/// Of a folder that is new.
 const DEEP: Mark = Mark { deep: true, written: false, tell: false };
+/// Of a folder that came from elsewhere, or whose watch was away for a while: whatever is in it may have been written, and no event said so.
+const ARRIVED: Mark = Mark { deep: true, written: true, tell: false };
+
+/// What the system tells.
+#[derive(Debug)]
+enum Heard<'a> {
+    /// Something happened to a name in a folder (`""`: the top).
+    Name { folder: &'a str, name: &'a [u8], mark: Mark },
+    /// The workspace's folder itself was moved or removed.
+    Top,
+    /// There was more than is told.
+    Lost,
+}
+
+/// Why a folder is not watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    /// It is gone, and its parent's event says so.
+    Gone,
+    /// The system has no more watches, or does not let us.
+    Unwatched,
+}
 
 /// What was touched.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -105,12 +129,25 @@ struct State {
     root_touched: bool,
 }
 
+impl State {
+    /// A folder has no watch. When too many have none, the top stands for all of them.
+    fn leave_out(&mut self, path: &str) {
+        if self.unwatched.contains("") {
+            return;
+        }
+        if self.unwatched.len() < UNWATCHED {
+            self.unwatched.insert(path.to_owned());
+        } else {
+            self.unwatched = [String::new()].into();
+        }
+    }
+}
+
 /// The events of one workspace.
 #[derive(Debug)]
 pub struct Watch {
-    root: PathBuf,
     shared: Arc<Shared>,
-    watcher: Mutex<Option<RecommendedWatcher>>,
+    backend: Option<Backend>,
 }
 
 #[derive(Debug, Default)]
@@ -124,54 +161,36 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn hear(&self, root: &Path, event: notify::Result<Event>) {
-        let Ok(event) = event else {
-            return self.touch(|state| state.dirty = Dirty::everything());
-        };
-        if event.need_rescan() {
-            tracing::debug!("the queue of file events ran over; looking at everything");
-            return self.touch(|state| state.dirty = Dirty::everything());
-        }
-        let Some(mark) = mark_of(&event.kind) else { return };
-        for path in &event.paths {
-            self.note(root, path, mark, &event.kind);
+    fn hear(&self, heard: Heard<'_>) {
+        match heard {
+            Heard::Name { folder, name, mark } => self.note(folder, name, mark),
+            Heard::Top => self.touch(|state| state.root_touched = true),
+            Heard::Lost => {
+                tracing::debug!("file events were lost; looking at everything");
+                self.touch(|state| state.dirty.everything = true);
+            }
         }
     }
 
-    fn note(&self, root: &Path, path: &Path, mark: Mark, kind: &EventKind) {
-        let Ok(inside) = path.strip_prefix(root) else { return };
-        let mut components = inside.components();
-        match components.next() {
-            None => {
-                if matches!(kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_))) {
-                    self.touch(|state| state.root_touched = true);
-                }
+    fn note(&self, folder: &str, name: &[u8], mark: Mark) {
+        let (top, below) = folder.split_once('/').unwrap_or((folder, ""));
+        if top == OWN || (folder.is_empty() && name == OWN.as_bytes()) {
+            if below == COOKIES {
+                self.touch_quietly(|state| {
+                    if let Some(came) = std::str::from_utf8(name).ok().and_then(|name| state.cookies.get_mut(name)) {
+                        *came = true;
+                    }
+                });
             }
-            Some(Component::Normal(first)) if first == OsStr::new(OWN) => {
-                let cookie = match (components.next(), components.next()) {
-                    (Some(folder), Some(Component::Normal(name))) if folder.as_os_str() == OsStr::new(COOKIES) => name.to_str(),
-                    _ => None,
-                };
-                if let Some(name) = cookie {
-                    self.touch_quietly(|state| {
-                        if let Some(came) = state.cookies.get_mut(name) {
-                            *came = true;
-                        }
-                    });
-                }
-            }
-            Some(_) => match std::str::from_utf8(inside.as_os_str().as_bytes()).ok().and_then(|text| text.parse::<RelPath>().ok()) {
-                Some(path) => self.touch(|state| state.dirty.mark(path, mark)),
-                // A name that cannot be synced: a look at its folder reports it.
-                None => {
-                    let parent = inside.ancestors().skip(1).find_map(|path| path.to_str().and_then(|text| text.parse::<RelPath>().ok()));
-                    self.touch(|state| match parent {
-                        Some(parent) => state.dirty.mark(parent, DEEP),
-                        None => state.dirty.everything = true,
-                    });
-                }
-            },
+            return;
         }
+        let parent = if folder.is_empty() { Ok(RelPath::root()) } else { folder.parse::<RelPath>() };
+        self.touch(|state| match (parent, std::str::from_utf8(name)) {
+            (Ok(parent), Ok(name)) if let Ok(path) = parent.join(name) => state.dirty.mark(path, mark),
+            // A name that cannot be synced: a look at its folder reports it.
+            (Ok(parent), _) if !parent.is_root() => state.dirty.mark(parent, DEEP),
+            _ => state.dirty.everything = true,
+        });
     }
 
     fn touch(&self, change: impl FnOnce(&mut State)) {
@@ -193,49 +212,28 @@ impl Shared {
     }
 }
 
-/// Which events say something. Opening and reading does not.
-fn mark_of(kind: &EventKind) -> Option<Mark> {
-    match kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) | EventKind::Modify(ModifyKind::Data(_)) => Some(WRITTEN),
-        EventKind::Access(_) => None,
-        EventKind::Create(CreateKind::File) => Some(WRITTEN),
-        EventKind::Create(_) | EventKind::Modify(ModifyKind::Name(_)) | EventKind::Any | EventKind::Other => Some(DEEP),
-        EventKind::Modify(_) | EventKind::Remove(_) => Some(Mark::default()),
-    }
-}
-
 impl Watch {
-    /// Begins to listen; nothing is watched yet. Without a watcher (the system has no more of them) every folder counts as unwatched.
+    /// Begins to listen; nothing is watched yet. Where the system has no more events for us, every folder counts as unwatched.
     pub fn new(root: &Path) -> Self {
         let shared = Arc::new(Shared::default());
-        let watcher = {
-            let (shared, root) = (shared.clone(), root.to_owned());
-            notify::recommended_watcher(move |event| shared.hear(&root, event))
-        };
-        if let Err(error) = &watcher {
+        let hears = shared.clone();
+        let backend = Backend::new(root, move |heard| hears.hear(heard));
+        if let Err(error) = &backend {
             tracing::warn!(%error, "file events cannot be had; looking at everything at a slow pace instead");
         }
-        Self { root: root.to_owned(), shared, watcher: Mutex::new(watcher.ok()) }
+        Self { shared, backend: backend.ok() }
     }
 
     /// Watches one folder (`""`: the top), without those below.
     pub fn folder(&self, path: &str) {
-        let full = if path.is_empty() { self.root.clone() } else { self.root.join(path) };
-        let result = match self.watcher.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
-            Some(watcher) => watcher.watch(&full, RecursiveMode::NonRecursive),
-            None => Err(notify::Error::new(notify::ErrorKind::MaxFilesWatch)),
-        };
+        let result = self.backend.as_ref().map_or(Err(Refused::Unwatched), |backend| backend.folder(path));
         let mut state = self.shared.state();
         match result {
             Ok(()) => {
                 state.unwatched.remove(path);
             }
-            // It is gone again, and its parent's event says so.
-            Err(error) if matches!(error.kind, notify::ErrorKind::PathNotFound) => {}
-            Err(_) if state.unwatched.len() < UNWATCHED => {
-                state.unwatched.insert(path.to_owned());
-            }
-            Err(_) => {}
+            Err(Refused::Gone) => {}
+            Err(Refused::Unwatched) => state.leave_out(path),
         }
     }
 
@@ -252,7 +250,7 @@ impl Watch {
         }
         for path in std::mem::take(&mut state.unwatched) {
             match path.parse::<RelPath>() {
-                Ok(path) => state.dirty.mark(path, DEEP),
+                Ok(path) => state.dirty.mark(path, ARRIVED),
                 Err(_) => state.dirty.everything = true,
             }
         }
@@ -307,83 +305,7 @@ impl Watch {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use notify::event::{DataChange, RemoveKind, RenameMode};
+mod storm;
 
-    fn path(text: &str) -> RelPath {
-        text.parse::<RelPath>().unwrap()
-    }
-
-    fn heard(kind: EventKind, paths: &[&str]) -> State {
-        let shared = Shared::default();
-        let event = paths.iter().fold(Event::new(kind), |event, path| event.add_path(Path::new("/w").join(path)));
-        shared.hear(Path::new("/w"), Ok(event));
-        shared.state.into_inner().unwrap()
-    }
-
-    #[test]
-    fn writing_marks_and_reading_does_not() {
-        let written = EventKind::Modify(ModifyKind::Data(DataChange::Any));
-        assert_eq!(heard(written, &["a/b"]).dirty.paths, [(path("a/b"), WRITTEN)].into());
-        assert!(heard(EventKind::Access(AccessKind::Open(AccessMode::Any)), &["a"]).dirty.is_empty());
-        assert!(heard(EventKind::Access(AccessKind::Close(AccessMode::Read)), &["a"]).dirty.is_empty());
-        assert_eq!(heard(EventKind::Remove(RemoveKind::File), &["a"]).dirty.paths, [(path("a"), Mark::default())].into());
-        let moved = EventKind::Modify(ModifyKind::Name(RenameMode::To));
-        assert!(heard(moved, &["a"]).dirty.paths[&path("a")].deep, "it may be a folder with anything in it");
-    }
-
-    #[test]
-    fn our_own_folder_is_not_dirty_and_its_cookies_are_counted() {
-        let created = EventKind::Create(CreateKind::File);
-        assert!(heard(created, &[".cortex/stage/x", ".cortex", ".cortex/cookies"]).dirty.is_empty());
-        let shared = Shared::default();
-        shared.state().cookies.insert("7".into(), false);
-        for name in ["7", "8"] {
-            shared.hear(Path::new("/w"), Ok(Event::new(created).add_path(Path::new("/w/.cortex/cookies").join(name))));
-        }
-        assert_eq!(shared.state().cookies, [("7".to_owned(), true)].into(), "what nobody waits for is not kept");
-        assert!(heard(created, &["a/.cortex/x"]).dirty.paths.contains_key(&path("a/.cortex/x")), "only the one at the top is ours");
-    }
-
-    #[test]
-    fn a_name_that_is_no_text_makes_its_folder_dirty() {
-        let shared = Shared::default();
-        let odd = Path::new("/w/d").join(OsStr::from_bytes(b"\xff"));
-        shared.hear(Path::new("/w"), Ok(Event::new(EventKind::Create(CreateKind::File)).add_path(odd)));
-        assert!(shared.state().dirty.paths[&path("d")].deep);
-    }
-
-    #[test]
-    fn a_queue_that_ran_over_makes_everything_dirty() {
-        let shared = Shared::default();
-        shared.hear(Path::new("/w"), Ok(Event::new(EventKind::Other).set_flag(notify::event::Flag::Rescan)));
-        assert!(shared.state().dirty.everything);
-        shared.hear(Path::new("/w"), Err(notify::Error::generic("broken")));
-        assert!(shared.state().dirty.everything);
-    }
-
-    #[test]
-    fn more_paths_than_are_worth_a_list_make_everything_dirty() {
-        let mut dirty = Dirty::default();
-        for i in 0..=DIRTY_PATHS {
-            dirty.mark(path(&format!("f{i}")), Mark::default());
-        }
-        assert!(dirty.everything && dirty.paths.len() <= 1);
-    }
-
-    #[tokio::test]
-    async fn a_write_in_a_watched_folder_is_heard_and_settles_soon() {
-        let dir = tempfile::tempdir().unwrap();
-        let watch = Watch::new(dir.path());
-        watch.folder("");
-        std::fs::write(dir.path().join("f"), "x").unwrap();
-        tokio::time::timeout(Duration::from_secs(10), watch.news()).await.unwrap();
-        let at = watch.settles_at().unwrap();
-        assert!(at <= Instant::now() + SETTLE_AT_MOST);
-        tokio::time::sleep_until(at.into()).await;
-        assert!(watch.take().paths[&path("f")].written);
-        assert!(watch.take().is_empty());
-        assert_eq!(watch.settles_at(), None);
-    }
-}
+#[cfg(test)]
+mod tests;

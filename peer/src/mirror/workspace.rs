@@ -33,7 +33,7 @@ use cortex_wire::{
         judge::{Lock, Objection},
         op,
         path::RelPath,
-        replica::{CommitIn, Input, Job, Output, Proposal, Replica, Trouble, VerdictIn},
+        replica::{CommitIn, Found, Input, Job, Output, Proposal, Replica, Trouble, VerdictIn},
         seal::Keys,
     },
     schema::{self, FromWorkspace, ToWorkspace, WorkspaceOpen, from_workspace, to_workspace},
@@ -52,7 +52,7 @@ use super::{
     root::{COOKIES, Root},
     stage::Stage,
     store::{Rows, Store, StoreError},
-    upload::{self, Source, Stored},
+    upload::{self, MadeFile, Source, Stored},
     walk::{self, Ended, Eyes, Findings, How},
     watch::{Dirty, Mark, Watch},
     writers::Writers,
@@ -65,15 +65,20 @@ mod large;
 mod status;
 mod time;
 mod track;
+mod uploads;
 
 /// Ends of work that wait to be taken in.
 const EVENTS: usize = 64;
+/// What was learned is made durable this much later, with all that is learned meanwhile.
+const PERSIST: Duration = Duration::from_millis(200);
 /// Statuses are at most this frequent.
 const STATUS: Duration = Duration::from_millis(200);
 /// Folders that are not watched are looked at this often.
 const UNWATCHED: Duration = Duration::from_secs(10);
-/// A folder that came from elsewhere takes its watch along for a moment, and what is written in it meanwhile may be told of its old place: it is looked at once more after this time.
-const AGAIN: Duration = Duration::from_secs(1);
+/// While more is to be applied, looks are this far apart.
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Jobs that are staged while others are applied.
+const STAGED: usize = 4_096;
 /// A folder that is gone is looked for this often.
 const GONE: Duration = Duration::from_secs(1);
 /// A cookie's event comes within this time, or everything is looked at.
@@ -114,13 +119,15 @@ pub struct Options {
     pub writers: Arc<Writers>,
 }
 
-/// What this node's tasks want of a workspace. Whoever cannot be answered is dropped.
+/// What others on this node want of a workspace. Whoever cannot be answered is dropped.
 #[derive(Debug)]
 pub enum Ask {
     /// Tell when all that was written until now is at the hub, or is held or reported.
     Flush(oneshot::Sender<()>),
     /// Tell when the folder holds what the hub last announced, but for what is reported.
     Follow(oneshot::Sender<()>),
+    /// The session is gone, or this node is in it no longer.
+    Forget,
 }
 
 /// What comes to a workspace from outside.
@@ -176,16 +183,59 @@ pub enum Exit {
 /// The end of some work.
 #[derive(Debug)]
 enum Event {
-    Looked { findings: Findings, ended: Result<(), Ended> },
-    Staged { jobs: Vec<Job>, tasks: Staging, failed: Vec<(RelPath, Trouble)> },
-    Applied { jobs: Vec<Job>, done: Vec<Done>, maps: Vec<([u8; 32], ChunkMap)> },
-    Read { path: RelPath, file: Result<KnownFile, ReadError> },
+    /// By a look that is still going on.
+    Found {
+        found: Vec<(RelPath, Option<Found>)>,
+        gathered: Vec<(RelPath, Hash)>,
+    },
+    Looked {
+        findings: Findings,
+        ended: Result<(), Ended>,
+    },
+    Staged {
+        jobs: Vec<Job>,
+        tasks: Staging,
+        failed: Vec<(RelPath, Trouble)>,
+    },
+    Applied {
+        jobs: Vec<Job>,
+        done: Vec<Done>,
+        maps: Vec<([u8; 32], ChunkMap)>,
+    },
+    Read {
+        path: RelPath,
+        file: Result<KnownFile, ReadError>,
+    },
     Stored(Stored),
-    Uploaded { large: bool },
+    Uploaded {
+        large: bool,
+    },
+    Gathered,
 }
 
 /// Tasks whose contents are in the stage, and how large files among them are cut.
 type Staging = Vec<(Task, Option<ChunkMap>)>;
+
+/// Jobs whose contents are in the stage.
+#[derive(Debug, Default)]
+struct Ready {
+    jobs: Vec<Job>,
+    tasks: Staging,
+}
+
+impl Ready {
+    fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Jobs without a task have failed, and are known to have.
+    fn add(&mut self, jobs: Vec<Job>, tasks: Staging) {
+        if !tasks.is_empty() {
+            self.jobs.extend(jobs);
+            self.tasks.extend(tasks);
+        }
+    }
+}
 
 /// What goes on on the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,6 +313,7 @@ pub struct Workspace {
     /// The first look tells everything, because what was remembered may be old.
     looked_once: bool,
     looks: u64,
+    looked_at: Instant,
     /// Ignored now, and still in the hub's tree: taken out of it when the hub has the rules.
     untracked: BTreeSet<RelPath>,
     /// Large files, to be read one at a time; which one is; and what was read, until a look takes it.
@@ -271,19 +322,22 @@ pub struct Workspace {
     read_files: Arc<ReadFiles>,
     /// Looks again although nothing says that it was touched.
     dirty: Dirty,
-    /// To be looked at once more when things are quiet.
-    again: Dirty,
-    again_at: Instant,
     lists: VecDeque<Vec<Job>>,
     staging: bool,
-    staged: Option<(Vec<Job>, Staging)>,
+    staged: Ready,
     /// Of small files, and of large ones.
     uploads: [Vec<(RelPath, Hash)>; 2],
     uploading: [bool; 2],
     up_bytes: BTreeMap<RelPath, u64>,
+    /// A first look sends what it reads: what is on its way, and what is at the hub before the engine asked for it.
+    is_gathering: bool,
+    gathering: BTreeMap<RelPath, Hash>,
+    made: BTreeMap<RelPath, MadeFile>,
 
     rows: Rows,
     writing: Option<oneshot::Receiver<Result<(), StoreError>>>,
+    /// Something was learned that is to be made durable then.
+    persist_at: Option<Instant>,
     /// Proposals that wait until what is being written is durable.
     proposals: Vec<FromWorkspace>,
     in_write: Vec<FromWorkspace>,
@@ -309,7 +363,7 @@ impl Workspace {
     /// [`OpenError`].
     pub fn open(options: Options) -> Result<Self, OpenError> {
         let root = Arc::new(Root::open(&options.workspace_dir, &options.session)?);
-        let file = options.state_dir.join(format!("{}.redb", options.session));
+        let file = options.state_dir.join(format!("{}{}", options.session, super::STATE));
         let (mut store, mut kept) = Store::open(&file)?;
         let identity = root.identity().map_err(OpenError::Stage)?;
         if kept.folder.is_some_and(|folder| folder != identity) {
@@ -349,6 +403,7 @@ impl Workspace {
             lane: Lane::Free,
             looked_once: false,
             looks: 0,
+            looked_at: Instant::now(),
             untracked: BTreeSet::new(),
             to_read: BTreeSet::new(),
             reading: None,
@@ -356,12 +411,16 @@ impl Workspace {
             dirty: Dirty::everything(),
             lists: VecDeque::new(),
             staging: false,
-            staged: None,
+            staged: Ready::default(),
             uploads: Default::default(),
             uploading: [false; 2],
             up_bytes: BTreeMap::new(),
+            is_gathering: false,
+            gathering: BTreeMap::new(),
+            made: BTreeMap::new(),
             rows,
             writing: None,
+            persist_at: Some(Instant::now()),
             proposals: Vec::new(),
             in_write: Vec::new(),
             troubles: BTreeMap::new(),
@@ -370,8 +429,6 @@ impl Workspace {
             followers: Vec::new(),
             checks: Vec::new(),
             root_gone: false,
-            again: Dirty::default(),
-            again_at: Instant::now(),
             unwatched_at: Instant::now() + UNWATCHED,
             stale: true,
             status_at: Instant::now(),
@@ -383,6 +440,10 @@ impl Workspace {
 
     /// Keeps the workspace until it is detached, or nobody can attach to it any more.
     pub async fn run(mut self, mut inbox: Inbox) -> (Exit, Inbox) {
+        // The stream that it was opened for comes first: what the hub has decides how to look.
+        if let Ok(attached) = inbox.attached.try_recv() {
+            self.attach(attached);
+        }
         let exit = loop {
             self.advance();
             if let Some(exit) = self.exit.take() {
@@ -409,6 +470,9 @@ impl Workspace {
                 () = tokio::time::sleep_until(wake_at.into()) => happened = self.wake(),
             }
             self.stale |= happened;
+            if happened {
+                self.persist_at.get_or_insert_with(|| Instant::now() + PERSIST);
+            }
         };
         self.stop.store(true, Ordering::Relaxed);
         // Work on the disk ends before the folder is let go.
@@ -418,7 +482,8 @@ impl Workspace {
                 _ => break,
             }
         }
-        let seen = self.cache().take_changes();
+        let (changes, seen) = (self.replica.take_changes(), self.cache().take_changes());
+        self.rows.engine(&changes);
         self.rows.seen(seen);
         let _ = self.store.write(std::mem::take(&mut self.rows)).await;
         if matches!(exit, Exit::Detached | Exit::Anew) {

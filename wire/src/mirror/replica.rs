@@ -326,6 +326,11 @@ impl Replica {
         status
     }
 
+    /// The hub's tree has come whole, as far as this connection knows.
+    pub fn is_caught_up(&self) -> bool {
+        self.link.caught_up
+    }
+
     /// Nothing is waiting, under way, or held.
     pub fn is_settled(&self) -> bool {
         self.link.caught_up

@@ -142,6 +142,7 @@ fn golden() -> String {
         inventory: vec![TaskInventory { task_id: bytes(8, 16), fence: 2, finished: true, lost: false }],
         ceiling: Some(policy()),
         relay_id: "r".into(),
+        workspaces: vec![],
     };
     let output = FromTask {
         frame: Some(from_task::Frame::Output(TaskOutput { stream: OutputStream::Stderr.into(), offset: 300, data: bytes(b'x', 3) })),

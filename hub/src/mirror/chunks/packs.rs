@@ -140,6 +140,11 @@ impl Packs {
         self.broken.store(true, Ordering::Release);
     }
 
+    /// Returns when whoever was writing has ended. After [`Packs::abandon`], nobody begins.
+    pub(super) fn wait_for_writers(&self) {
+        let _both = (lock(&self.syncing), lock(&self.writer));
+    }
+
     /// Chunks, and the bytes of their packs.
     pub(super) fn size(&self) -> (u64, u64) {
         let writer = lock(&self.writer);

@@ -346,3 +346,37 @@ fn on_small_disk(disk: &Path) {
     assert_eq!(packs.read(&sids(&all[..5])).unwrap(), some(&all[..5]));
     assert_eq!(packs.missing(&sids(&all[5..])).unwrap(), sids(&all[5..]));
 }
+
+#[tokio::test]
+async fn a_session_that_is_gone_is_never_opened_again_however_many_come_while_it_is_removed() {
+    let site = crate::testing::Site::new().await;
+    let ada = site.member("ada").await;
+    let store = &site.hub.mirrors.chunks;
+    for round in 0..20 {
+        let session = site.session(&ada, &[]).await;
+        let owner = site.hub.session(&ada, session).await.unwrap().user_id;
+        let uploads: Vec<_> = (0..8)
+            .map(|n| {
+                let store = store.clone();
+                tokio::spawn(async move {
+                    for part in 0..20 {
+                        if n % 2 == 0 {
+                            tokio::task::yield_now().await;
+                        }
+                        let Ok(space) = store.session(owner, session).await else { return };
+                        let _ = space.put(chunks(part * 3..part * 3 + 3)).await;
+                    }
+                })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_micros(200 * round)).await;
+        site.hub.delete_session(&ada, session).await.unwrap();
+        store.remove(owner, session).await.unwrap();
+        for upload in uploads {
+            upload.await.unwrap();
+        }
+        assert!(matches!(store.session(owner, session).await, Err(ChunkStoreError::Closed)));
+        let folder = store.root().join(owner.to_string()).join(session.to_string());
+        assert!(!folder.exists(), "round {round}");
+    }
+}

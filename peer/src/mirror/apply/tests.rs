@@ -65,9 +65,8 @@ impl Bench {
     }
 
     fn staged(&self, text: &str) -> Put {
-        let (part, mut file) = self.hands.stage.begin(false).unwrap();
+        let (staged, mut file) = self.hands.stage.begin(&content(text), false).unwrap();
         io::Write::write_all(&mut file, text.as_bytes()).unwrap();
-        let staged = self.hands.stage.complete(&part, &content(text)).unwrap();
         Put::File { staged, content: content(text), executable: false }
     }
 

@@ -31,7 +31,7 @@ impl Bench {
 
     fn look(&self, dirty: &Dirty, how: How) -> Findings {
         let mut all = Findings::default();
-        look(&self.eyes, dirty, how, &mut |portion| {
+        look(&self.eyes, dirty, how, None, &mut |portion| {
             all.add(portion);
             true
         })
@@ -179,7 +179,7 @@ fn a_folder_that_vanished_is_no_deletion() {
     bench.write("f", "1");
     bench.everything();
     std::fs::rename(bench.eyes.root.path(), bench.dir.path().join("elsewhere")).unwrap();
-    let ended = look(&bench.eyes, &Dirty::everything(), How::default(), &mut |_| panic!("nothing is to be told"));
+    let ended = look(&bench.eyes, &Dirty::everything(), How::default(), None, &mut |_| panic!("nothing is to be told"));
     assert_eq!(ended, Err(Ended::RootGone));
 }
 
@@ -194,7 +194,7 @@ fn what_is_put_while_a_folder_is_listed_is_not_taken_for_gone() {
         bench.write(&format!("b/f{i}"), "x");
     }
     let mut put = false;
-    look(&bench.eyes, &Dirty::everything(), How::default(), &mut |portion| {
+    look(&bench.eyes, &Dirty::everything(), How::default(), None, &mut |portion| {
         if !put {
             put = true;
             bench.write("b/late", "1");
@@ -228,4 +228,20 @@ fn a_large_file_is_named_and_not_read_until_somebody_has() {
     assert_eq!(findings.large, [path("large")], "what was read is of an older one");
     let stopped = crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(true));
     assert!(matches!(stopped, Err(ReadError::Changed)));
+}
+
+#[test]
+fn where_events_may_have_been_missed_only_times_that_leave_no_doubt_are_trusted() {
+    let bench = Bench::new();
+    bench.write("d/inner/f", "what was written since");
+    bench.everything();
+    let file = path("d/inner/f");
+    let stat = bench.eyes.root.stat(&file).unwrap().unwrap();
+    // As after a write within the tick in which it was looked at: the same times, other contents.
+    let other = KnownFile { stat, looked_at_ns: stat.ctime_ns, content: [7; 32] };
+    bench.eyes.cache.lock().unwrap().set(&file, Some(Known::File(other)));
+    assert_eq!(bench.at("d", Mark { deep: true, ..WRITTEN }), ["+d/inner/f"], "the folder came from elsewhere");
+    let sure = KnownFile { looked_at_ns: stat.ctime_ns + 1_000_000_000, ..other };
+    bench.eyes.cache.lock().unwrap().set(&file, Some(Known::File(sure)));
+    assert_eq!(bench.at("d", Mark { deep: true, ..WRITTEN }), Vec::<String>::new(), "these times vouch for what is known");
 }

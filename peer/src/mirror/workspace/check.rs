@@ -4,6 +4,10 @@ use super::*;
 
 impl Workspace {
     pub(super) fn asked(&mut self, ask: Ask) {
+        if matches!(ask, Ask::Forget) {
+            self.exit = Some(Exit::Detached);
+            return;
+        }
         if self.stream.is_none() || self.root_gone || self.replica.status().paused {
             // Nothing goes up or down, perhaps for long.
             return;
@@ -11,6 +15,7 @@ impl Workspace {
         match ask {
             Ask::Flush(tell) => self.begin_barrier(Answer::Task(tell)),
             Ask::Follow(tell) => self.followers.push(tell),
+            Ask::Forget => {}
         }
     }
 

@@ -25,11 +25,7 @@ impl Workspace {
         while let Some(output) = self.replica.poll_output() {
             match output {
                 Output::Look(paths) => paths.into_iter().for_each(|path| self.dirty.mark(path, LOOK)),
-                Output::Upload { path, hash } => {
-                    let size = self.cache().file(&path).map_or(0, |file| file.stat.size);
-                    self.up_bytes.insert(path.clone(), size);
-                    self.uploads[usize::from(size > LARGE_BYTES)].push((path, hash));
-                }
+                Output::Upload { path, hash } => self.upload(path, hash),
                 Output::Propose(proposal) => {
                     let task = self.options.writers.author(&self.options.session);
                     self.proposals.push(hub::propose(&proposal, task));
@@ -44,11 +40,13 @@ impl Workspace {
         }
     }
 
-    /// Makes durable what was learned, one transaction at a time.
+    /// Makes durable what was learned, one transaction at a time: at once when a proposal waits for it, otherwise after a while. What a crash takes is learned again.
     pub(super) fn persist(&mut self) {
-        if self.writing.is_some() {
+        let due = !self.proposals.is_empty() || self.persist_at.is_some_and(|at| at <= Instant::now());
+        if self.writing.is_some() || !due {
             return;
         }
+        self.persist_at = None;
         let changes = self.replica.take_changes();
         self.rows.engine(&changes);
         let seen = self.cache().take_changes();
@@ -96,14 +94,14 @@ impl Workspace {
         let settled = self.watch.settles_at().is_some_and(|at| at <= now || hurry);
         if settled {
             let touched = self.watch.take();
-            self.look_again(touched.paths.iter().filter(|(_, mark)| mark.deep).map(|(path, _)| path));
             self.dirty.add(touched);
         }
-        // Looks first: they are short, and what they find may make an apply needless.
-        if !self.dirty.is_empty() {
+        // Looks are short, and what they find may make an apply needless. But most of what an apply leaves to look at is its own doing: while more is staged, one look does for several.
+        let waits = !self.staged.is_empty() && !hurry && now < self.looked_at + LOOK_AGAIN;
+        if !self.dirty.is_empty() && !waits {
             self.look();
-        } else if let Some((jobs, tasks)) = self.staged.take() {
-            self.apply(jobs, tasks);
+        } else if !self.staged.is_empty() {
+            self.apply();
         }
     }
 
@@ -120,23 +118,34 @@ impl Workspace {
             stop: self.stop.clone(),
         };
         self.lane = Lane::Looking(how);
+        let mut gather = self.start_gathering(how);
+        let all_is_new = gather.is_some();
         let tell = self.tell.clone();
         tokio::task::spawn_blocking(move || {
             let mut findings = Findings::default();
-            let ended = walk::look(&eyes, &dirty, how, &mut |portion| {
+            let ended = walk::look(&eyes, &dirty, how, gather.as_mut(), &mut |mut portion| {
+                if all_is_new {
+                    // Nothing can be half of a rename: the hub may have it before the rest is found.
+                    let (found, gathered) = (std::mem::take(&mut portion.found), std::mem::take(&mut portion.gathered));
+                    let _ = tell.blocking_send(Event::Found { found, gathered });
+                }
                 findings.add(portion);
                 true
             });
             let _ = tell.blocking_send(Event::Looked { findings, ended });
+            if let Some(gather) = gather {
+                gather.finish();
+            }
         });
     }
 
-    pub(super) fn apply(&mut self, jobs: Vec<Job>, tasks: Staging) {
+    /// Applies all that is staged: what has come together shares the flushes of the file system.
+    pub(super) fn apply(&mut self) {
         if !self.root.is_in_place() {
-            self.staged = Some((jobs, tasks));
             return self.root_is_gone();
         }
         self.lane = Lane::Applying;
+        let Ready { jobs, tasks } = std::mem::take(&mut self.staged);
         let hands = Hands {
             root: self.root.clone(),
             cache: self.cache.clone(),
@@ -156,7 +165,7 @@ impl Workspace {
 
     /// Brings the contents of the next jobs to the stage.
     pub(super) fn start_staging(&mut self) {
-        if self.staging || self.staged.is_some() {
+        if self.staging || self.staged.jobs.len() >= STAGED {
             return;
         }
         let chunks = self.options.chunks.borrow().clone();
@@ -178,87 +187,28 @@ impl Workspace {
         });
     }
 
-    pub(super) fn start_uploads(&mut self) {
-        let Some(chunks) = self.options.chunks.borrow().clone() else { return };
-        for large in [false, true] {
-            let lane = usize::from(large);
-            if self.uploading[lane] || self.uploads[lane].is_empty() {
-                continue;
-            }
-            let wanted = std::mem::take(&mut self.uploads[lane]);
-            self.uploading[usize::from(large)] = true;
-            let source = Source {
-                root: self.root.clone(),
-                cache: self.cache.clone(),
-                store: self.store.clone(),
-                keys: self.sealing.clone(),
-                seed: self.seed,
-                hub: self.replica.hub().clone(),
-            };
-            let (made, receive) = mpsc::channel(upload::QUEUE);
-            tokio::task::spawn_blocking(move || upload::make(&source, &wanted, &made));
-            let asker = Asker { session: self.options.session, node: None };
-            let (tell, chunks) = (self.tell.clone(), chunks.clone());
-            tokio::spawn(async move {
-                let (stored, mut told) = mpsc::channel(EVENTS);
-                let pass = async {
-                    while let Some(stored) = told.recv().await {
-                        let _ = tell.send(Event::Stored(stored)).await;
-                    }
-                };
-                tokio::join!(upload::store(chunks, asker, receive, stored), pass);
-                let _ = tell.send(Event::Uploaded { large }).await;
-            });
-        }
-    }
-
     pub(super) fn take_in(&mut self, event: Event) {
         match event {
+            Event::Found { found, gathered } => self.found(found, gathered),
             Event::Looked { findings, ended } => self.looked(findings, ended),
             Event::Staged { jobs, tasks, failed } => {
                 self.staging = false;
                 for (path, trouble) in failed {
                     self.handle(Input::ApplyFailed { path, trouble });
                 }
-                if !tasks.is_empty() {
-                    self.staged = Some((jobs, tasks));
-                }
+                self.staged.add(jobs, tasks);
             }
             Event::Read { path, file } => self.was_read(path, file),
             Event::Applied { jobs, done, maps } => self.applied(&jobs, done, maps),
-            Event::Stored(Stored::File(file)) => {
-                self.up_bytes.remove(&file.path);
-                if let (Some(map), Entry::File { content, .. }) = (&file.map, &file.entry) {
-                    self.rows.map(&content.hash, Some(map));
-                    self.forget_map(&file.path, &content.hash);
-                }
-                self.handle(Input::Uploaded { path: file.path, hash: file.hash, entry: file.entry });
-            }
-            Event::Stored(Stored::Failed { path, trouble }) => {
-                self.up_bytes.remove(&path);
-                if trouble.code == "changed" {
-                    self.dirty.mark(path.clone(), LOOK);
-                }
-                self.handle(Input::UploadFailed { path, trouble });
-            }
+            Event::Stored(stored) => self.stored(stored),
             Event::Uploaded { large } => self.uploading[usize::from(large)] = false,
-        }
-    }
-
-    /// A large file has a new version: how the last one was cut is of no more use.
-    pub(super) fn forget_map(&mut self, path: &RelPath, new: &[u8; 32]) {
-        if let Some(Entry::File { content, .. }) = self.replica.hub().get(path)
-            && content.hash != *new
-            && content.size > limits::CHUNK_BYTES as u64
-        {
-            let old = content.hash;
-            self.rows.map(&old, None);
+            Event::Gathered => self.gathered(),
         }
     }
 
     pub(super) fn looked(&mut self, findings: Findings, ended: Result<(), Ended>) {
         let Lane::Looking(how) = std::mem::replace(&mut self.lane, Lane::Free) else { return };
-        let Findings { mut found, untracked, looked_at, troubles, large, busy } = findings;
+        let Findings { mut found, untracked, looked_at, troubles, large, busy, gathered } = findings;
         match ended {
             Ok(()) => {}
             Err(Ended::Stopped) => return,
@@ -270,6 +220,7 @@ impl Workspace {
             }
         }
         self.looks += 1;
+        self.looked_at = Instant::now();
         self.untracked.extend(untracked);
         let dirty = &self.dirty;
         self.read_files.retain(|path| dirty.everything || dirty.paths.contains_key(path));
@@ -287,27 +238,35 @@ impl Workspace {
             .collect();
         busy.into_iter().for_each(|path| self.is_hot(path));
         self.checks.iter_mut().for_each(|check| check.looked = true);
+        self.found(found, gathered);
+    }
+
+    fn found(&mut self, found: Vec<(RelPath, Option<Found>)>, gathered: Vec<(RelPath, Hash)>) {
+        self.gathering.extend(gathered);
         if !found.is_empty() {
             self.handle(Input::Scanned(found));
         }
     }
 
     /// What the engine takes to be there, and is not.
-    pub(super) fn not_there_any_more(&self) -> Vec<(RelPath, Option<cortex_wire::mirror::replica::Found>)> {
+    pub(super) fn not_there_any_more(&self) -> Vec<(RelPath, Option<Found>)> {
         let cache = self.cache();
-        let hidden = |path: &RelPath| {
-            self.troubles.values().any(|trouble| {
-                trouble.path.is_empty()
-                    || path.as_str().strip_prefix(&trouble.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            })
-        };
         self.replica
             .hub()
             .iter()
             .map(|(path, _)| path)
-            .filter(|path| cache.get(path).is_none() && !hidden(path) && !self.is_to_be_read(path))
+            .filter(|path| cache.get(path).is_none() && !self.is_hidden(path))
             .map(|path| (path, None))
             .collect()
+    }
+
+    /// Nobody knows what lies there.
+    fn is_hidden(&self, path: &RelPath) -> bool {
+        let is_below = |trouble: &walk::Trouble| {
+            trouble.path.is_empty()
+                || path.as_str().strip_prefix(&trouble.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        self.is_to_be_read(path) || self.troubles.values().any(is_below)
     }
 
     pub(super) fn note_troubles(&mut self, looked_at: &[String], troubles: Vec<walk::Trouble>) {
@@ -342,7 +301,6 @@ impl Workspace {
 
     pub(super) fn applied(&mut self, jobs: &[Job], done: Vec<Done>, maps: Vec<([u8; 32], ChunkMap)>) {
         self.lane = Lane::Free;
-        self.look_again(jobs.iter().filter_map(|job| if let Job::Move { to, .. } = job { Some(to) } else { None }));
         for (content, map) in maps {
             self.rows.map(&content, Some(&map));
         }
@@ -357,15 +315,39 @@ impl Workspace {
                 (Some(Job::Set { .. }), Err(Failed::Code { code, message })) => {
                     Input::ApplyFailed { path, trouble: Trouble { code: code.into(), message } }
                 }
-                (Some(Job::Move { .. }), result) => Input::Moved { from: path, done: result.is_ok() },
+                (Some(Job::Move { to, .. }), result) => {
+                    self.handle(Input::Moved { from: path.clone(), done: result.is_ok() });
+                    self.tell_anew(&path);
+                    self.tell_anew(to);
+                    continue;
+                }
                 (None, _) => continue,
             };
             self.handle(input);
         }
     }
+
+    /// Tells the engine where what it takes to lie at and below a path is not what was seen there. A look may have told of something in a folder while the folder was about to be moved: it
+    /// went along, and is no news to any later look.
+    fn tell_anew(&mut self, top: &RelPath) {
+        let mut known = self.replica.known(top);
+        let mut found = Vec::new();
+        {
+            let cache = self.cache();
+            for (path, seen) in cache.get(top).map(|seen| (top, seen)).into_iter().chain(cache.below(top)) {
+                if known.remove(path) != Some(seen.hash()) {
+                    found.push((path.clone(), Some(seen.found())));
+                }
+            }
+        }
+        found.extend(known.into_keys().filter(|path| !self.is_hidden(path)).map(|path| (path, None)));
+        if !found.is_empty() {
+            self.handle(Input::Scanned(found));
+        }
+    }
 }
 
-type Ready = (Staging, Vec<(RelPath, Trouble)>);
+type Outcome = (Staging, Vec<(RelPath, Trouble)>);
 
 fn place(job: &Job) -> &RelPath {
     match job {
@@ -375,7 +357,7 @@ fn place(job: &Job) -> &RelPath {
 }
 
 /// Makes tasks of jobs: what they put is in the stage then.
-async fn stage(kitchen: &Kitchen, chunks: Option<Arc<dyn ChunkSource>>, asker: Asker, jobs: &[Job]) -> Ready {
+async fn stage(kitchen: &Kitchen, chunks: Option<Arc<dyn ChunkSource>>, asker: Asker, jobs: &[Job]) -> Outcome {
     let wanted: Vec<Wanted> = jobs.iter().filter_map(|job| wanted(kitchen, job)).collect();
     let paths: Vec<RelPath> = wanted.iter().map(|wanted| wanted.path.clone()).collect();
     let outcomes = match chunks {
@@ -383,7 +365,7 @@ async fn stage(kitchen: &Kitchen, chunks: Option<Arc<dyn ChunkSource>>, asker: A
         _ => Vec::new(),
     };
     let mut staged: BTreeMap<RelPath, Result<Staged, Trouble>> = paths.into_iter().zip(outcomes).collect();
-    let mut ready: Ready = Default::default();
+    let mut ready: Outcome = Default::default();
     for job in jobs {
         let (path, expect, keep_copy) = match job {
             Job::Move { from, to, expect } => {

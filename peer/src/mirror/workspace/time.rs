@@ -17,10 +17,10 @@ impl Workspace {
         let hot = self.hot.values().map(|hot| hot.again_at);
         let settle = self.watch.settles_at().filter(|_| free);
         let unwatched = (self.watch.unwatched() > 0).then_some(self.unwatched_at);
-        let again = (!self.again.is_empty()).then_some(self.again_at);
         let gone = self.root_gone.then(|| now + GONE);
         let status = (self.stale && self.stream.is_some()).then_some(self.status_at);
-        let times = cookies.chain(hot).chain(engine).chain(settle).chain(unwatched).chain(again).chain(gone).chain(status);
+        let persist = self.persist_at.filter(|_| self.writing.is_none());
+        let times = cookies.chain(persist).chain(hot).chain(engine).chain(settle).chain(unwatched).chain(gone).chain(status);
         times.min().unwrap_or(now + Duration::from_secs(60))
     }
 
@@ -44,24 +44,12 @@ impl Workspace {
             self.watch.mark_unwatched();
             happened = true;
         }
-        if !self.again.is_empty() && self.again_at <= now {
-            self.dirty.add(std::mem::take(&mut self.again));
-            happened = true;
-        }
         if self.root_gone && self.root.is_in_place() {
             tracing::info!(session = %self.options.session, "the workspace's folder is back");
             self.root_gone = false;
             self.dirty = Dirty::everything();
         }
         happened
-    }
-
-    /// What may have been written while its watch was on the way is looked at once more.
-    pub(super) fn look_again<'a>(&mut self, moved: impl IntoIterator<Item = &'a RelPath>) {
-        for path in moved {
-            self.again.mark(path.clone(), Mark { deep: true, ..Mark::default() });
-            self.again_at = Instant::now() + AGAIN;
-        }
     }
 
     pub(super) fn root_is_gone(&mut self) {

@@ -99,7 +99,7 @@ async fn a_viewer_reads_and_a_stranger_finds_nothing() -> Result<()> {
 }
 
 /// A link with the key of a node that is not there any more, and with the ticket that the hub gives it.
-async fn link_as(peer: &mut Peer, relay: &RelayEndpoint, hub: &HubId) -> Result<(Rogue, Link)> {
+pub(super) async fn link_as(peer: &mut Peer, relay: &RelayEndpoint, hub: &HubId) -> Result<(Rogue, Link)> {
     peer.process.kill9().await?;
     let rogue = Rogue::with_key(keyfile::load(&peer.home().join("state/node.key"))?)?;
     let link = rogue.link(relay, hub, None).await?;
