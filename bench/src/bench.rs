@@ -2,6 +2,7 @@
 
 mod broadcast;
 mod dispatch;
+mod failover;
 mod idle;
 mod mirror;
 mod output;
@@ -33,7 +34,8 @@ pub struct Bench {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] = &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH, mirror::BENCH, broadcast::BENCH];
+pub const BENCHES: &[Bench] =
+    &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH, mirror::BENCH, broadcast::BENCH, failover::BENCH];
 
 /// How a benchmark is run.
 pub struct Setting {

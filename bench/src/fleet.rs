@@ -107,6 +107,7 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
             key,
             hub: terms.hub,
             relays: terms.relays.clone(),
+            fixed_relays: false,
             invite: Some((invite, terms)),
             name: format!("simulated-{number}"),
             sequences: KeySequences::default(),

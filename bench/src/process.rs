@@ -139,6 +139,13 @@ impl Process {
         fs::read_to_string(&path).with_context(|| format!("{} is gone:\n{}", self.name, self.last_words()))
     }
 
+    /// Kills it, without a chance to say anything.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child.wait()?;
+        Ok(())
+    }
+
     /// Asks it to end, and sees to it.
     pub fn stop(&mut self) {
         let asked = Instant::now();

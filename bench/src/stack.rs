@@ -111,8 +111,13 @@ pub fn free_port() -> anyhow::Result<u16> {
 impl Relay {
     /// For these hubs.
     pub fn start(folder: &Path, hubs: &[HubId]) -> anyhow::Result<Self> {
+        Self::start_on(0, folder, hubs)
+    }
+
+    /// On a port of its own, so that it can be started again.
+    pub fn start_on(port: u16, folder: &Path, hubs: &[HubId]) -> anyhow::Result<Self> {
         let mut command = program("cortex-relay")?;
-        command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir"]).arg(folder.join("relay"));
+        command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--state-dir"]).arg(folder.join("relay"));
         command.args(hubs.iter().flat_map(|hub| ["--hub".to_owned(), hub.to_string()]));
         let mut process = Process::start("cortex-relay", &mut command, folder)?;
         let endpoint = process.wait_for("its address", PATIENCE, |process| process.printed().lines().next()?.parse().ok())?;

@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use cortex_runtime::keyfile;
 use cortex_wire::{
-    id::{HubId, NodeId, TaskId},
+    id::{HubId, NodeId, RelayId, TaskId},
     invite::RelayEndpoint,
 };
 use futures_util::future::BoxFuture;
@@ -90,14 +90,34 @@ pub struct RelayStatus {
     pub endpoint: RelayEndpoint,
     /// It lives in this process.
     pub embedded: bool,
+    /// The configuration names it; others were added while the hub runs.
+    pub configured: bool,
     /// The hub has a link to it.
     pub online: bool,
     /// Nodes of this hub behind it.
     pub nodes: u64,
     /// Round trip of the link.
     pub rtt_us: Option<u64>,
+    /// It is being stopped.
+    pub draining: bool,
     /// Program and version.
     pub version: String,
+}
+
+impl RelayStatus {
+    /// Nothing is known of it yet.
+    pub fn away(endpoint: RelayEndpoint) -> Self {
+        Self {
+            endpoint,
+            embedded: false,
+            configured: false,
+            online: false,
+            nodes: 0,
+            rtt_us: None,
+            draining: false,
+            version: String::new(),
+        }
+    }
 }
 
 /// What the domain asks of the network side. Nothing here blocks.
@@ -120,6 +140,10 @@ pub trait Mesh: Send + Sync + 'static {
     fn sessions_changed(&self, node: NodeId);
     /// The relays of this hub, most wanted first.
     fn relays(&self) -> Vec<RelayStatus>;
+    /// A further relay is there from now on.
+    fn add_relay(&self, relay: RelayEndpoint);
+    /// This relay is no more to be used.
+    fn remove_relay(&self, relay: RelayId);
 }
 
 /// Why a hub cannot start.

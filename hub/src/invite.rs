@@ -260,8 +260,8 @@ impl Hub {
     /// [`InviteError`].
     pub async fn create_invite(&self, actor: &Actor, new: NewInvite) -> Result<IssuedInvite, InviteError> {
         actor.must(Scope::Manage)?;
-        let relays = self.mesh().map(|mesh| mesh.relays()).unwrap_or_default();
-        let relays: Vec<_> = relays.into_iter().map(|relay| relay.endpoint).take(limits::RELAYS).collect();
+        let (online, away): (Vec<_>, Vec<_>) = self.relays().into_iter().partition(|relay| relay.online);
+        let relays: Vec<_> = online.into_iter().chain(away).map(|relay| relay.endpoint).take(limits::RELAYS).collect();
         if relays.is_empty() {
             return Err(InviteError::NoRelay);
         }

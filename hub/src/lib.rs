@@ -18,6 +18,7 @@
 //! | [`mirror`] | workspaces: the files of sessions, the same on every attached node |
 //! | [`counts`] | how many there are of what |
 //! | [`events`] | numbered feeds, and following them live |
+//! | [`relay`] | relays that are added and removed while the hub runs |
 //! | [`mesh`] | the network side: relays, connections of nodes, delivery of tasks |
 //! | [`api`] | the web surface |
 //! | [`config`], [`serve`], [`operator`] | the program's settings, its parts put together, and what is done without them |
@@ -42,6 +43,7 @@ pub mod operator;
 pub mod output;
 pub mod presence;
 pub mod record;
+pub mod relay;
 pub mod serve;
 pub mod session;
 pub mod stdin;

@@ -20,7 +20,7 @@ pub mod workspace;
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, atomic::AtomicU64},
+    sync::{Arc, Mutex, Weak, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -35,17 +35,23 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{NodeId, TaskId},
+    id::{NodeId, RelayId, TaskId},
     invite::RelayEndpoint,
     key::{SecretKey, StatedKey},
+    limits,
     route::Route,
+    schema::RelaySight,
 };
 use futures_util::future::BoxFuture;
 use quinn::{Endpoint, VarInt};
 
 use crate::{
     hub::{Hub, Mesh, RelayStatus, Reservation, StdinError, lock},
-    mesh::{admission::Gatekeeper, connection::NodeHandle, relays::RelayLink},
+    mesh::{
+        admission::Gatekeeper,
+        connection::NodeHandle,
+        relays::{NewsSender, RelayLink},
+    },
     record::Task,
 };
 
@@ -54,6 +60,9 @@ pub const AGENT: &str = concat!("cortex-hub ", env!("CARGO_PKG_VERSION"));
 
 /// What the relay in this process keeps of sealed chunks. Little: the hub's own disk cache is beside it.
 const CACHE_BYTES: u64 = 64 << 20;
+
+/// What nodes have time for when the relay in this process goes with the hub.
+const DRAIN_MS: u64 = 2_000;
 
 /// How the network side runs.
 #[derive(Debug)]
@@ -80,6 +89,7 @@ pub struct EmbeddedRelay {
 /// The network side.
 #[derive(Debug)]
 pub struct Network {
+    me: Weak<Self>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) endpoint: Endpoint,
     pub(crate) socket: Arc<NodeSocket>,
@@ -87,7 +97,9 @@ pub struct Network {
     pub(crate) instance: u64,
     pub(crate) lifecycle: Lifecycle,
     embedded: Option<(Arc<Relay>, RelayEndpoint)>,
-    links: Vec<Arc<RelayLink>>,
+    links: Mutex<Vec<Arc<RelayLink>>>,
+    gatekeeper: Arc<Gatekeeper>,
+    pub(crate) news: NewsSender,
     nodes: Mutex<HashMap<NodeId, Arc<NodeHandle>>>,
     next_connection: AtomicU64,
 }
@@ -102,7 +114,6 @@ impl Network {
         let socket = NodeSocket::bind(Role::Hub).context("cannot open a UDP socket")?;
         let gatekeeper = Gatekeeper::new(hub.clone());
         let embedded = options.embedded.map(|embedded| embed(&hub, embedded, instance, &gatekeeper, &socket)).transpose()?;
-        let links: Vec<_> = options.relays.into_iter().map(|relay| Arc::new(RelayLink::new(relay))).collect();
         let route = Prefix::Route(Route::of(hub.id().key()));
         let mut server = quic::server_config(&hub.keys.transport, Purpose::Mesh)?;
         // Who may send packets at all was decided at the relay; the address is a virtual one.
@@ -114,14 +125,17 @@ impl Network {
             Arc::new(quinn::TokioRuntime),
         )
         .context("cannot start QUIC")?;
-        let network = Arc::new(Self {
+        let network = Arc::new_cyclic(|me| Self {
+            me: me.clone(),
             hub: hub.clone(),
             endpoint,
             socket,
             instance,
             lifecycle: lifecycle.clone(),
             embedded,
-            links,
+            links: Mutex::default(),
+            gatekeeper,
+            news: NewsSender::default(),
             nodes: Mutex::default(),
             next_connection: AtomicU64::new(1),
         });
@@ -135,8 +149,12 @@ impl Network {
                 Ok(())
             });
         }
-        for link in network.links.clone() {
-            parts.spawn("relay link", relays::keep(network.clone(), link, gatekeeper.clone()));
+        network.tell_relays();
+        for relay in options.relays {
+            network.clone().link_to(relay, true);
+        }
+        for relay in hub.added_relays().await? {
+            network.clone().link_to(relay, false);
         }
         let acceptor = network.clone();
         parts.spawn("node connections", async move {
@@ -171,7 +189,30 @@ impl Network {
     /// Relays that nodes are told to use, most wanted first.
     pub(crate) fn relay_endpoints(&self) -> Vec<RelayEndpoint> {
         let embedded = self.embedded.iter().map(|(_, endpoint)| endpoint.clone());
-        embedded.chain(self.links.iter().map(|link| link.relay.clone())).take(cortex_wire::limits::RELAYS).collect()
+        embedded.chain(lock(&self.links).iter().map(|link| link.relay.clone())).take(limits::HUB_RELAYS).collect()
+    }
+
+    /// Tells nodes which relays there are.
+    fn tell_relays(&self) {
+        self.news.list(&self.relay_endpoints());
+        if let Some((relay, _)) = &self.embedded {
+            self.news.see(RelaySight { key: relay.id().key().to_bytes(), online: true, rtt_us: 0, draining: false });
+        }
+    }
+
+    /// Keeps a link to a relay until it is removed or the hub stops. Nothing happens when there is one.
+    fn link_to(self: Arc<Self>, relay: RelayEndpoint, configured: bool) {
+        let link = Arc::new(RelayLink::new(relay, configured, self.news.clone()));
+        {
+            let mut links = lock(&self.links);
+            if links.iter().any(|known| known.relay.id == link.relay.id) {
+                return;
+            }
+            links.push(link.clone());
+        }
+        self.tell_relays();
+        let gatekeeper = self.gatekeeper.clone();
+        tokio::spawn(relays::keep(self, link, gatekeeper));
     }
 
     /// Cuts a node's links at every relay.
@@ -179,7 +220,7 @@ impl Network {
         if let Some((relay, _)) = &self.embedded {
             relay.cut(&self.hub.id(), Route::of(node.key()), CloseCode::Revoked);
         }
-        for link in &self.links {
+        for link in lock(&self.links).iter() {
             link.revoke(node);
         }
     }
@@ -200,6 +241,7 @@ fn embed(
         max_links: 50_000,
         bytes_per_second: 0,
         cache_bytes: CACHE_BYTES,
+        drain_ms: DRAIN_MS,
     })?;
     let ticket_key = StatedKey { key: hub.keys.ticket.public(), sequence: 0 };
     let authority = gatekeeper.for_relay(relay.id());
@@ -266,11 +308,31 @@ impl Mesh for Network {
         let embedded = self.embedded.iter().map(|(relay, endpoint)| RelayStatus {
             endpoint: endpoint.clone(),
             embedded: true,
+            configured: true,
             online: true,
             nodes: count(relay.id()),
             rtt_us: None,
+            draining: self.lifecycle.is_draining(),
             version: cortex_relay::AGENT.into(),
         });
-        embedded.chain(self.links.iter().map(|link| link.status(count(link.relay.id)))).collect()
+        embedded.chain(lock(&self.links).iter().map(|link| link.status(count(link.relay.id)))).collect()
+    }
+
+    fn add_relay(&self, relay: RelayEndpoint) {
+        if let Some(network) = self.me.upgrade() {
+            network.link_to(relay, false);
+        }
+    }
+
+    fn remove_relay(&self, relay: RelayId) {
+        let removed = {
+            let mut links = lock(&self.links);
+            let at = links.iter().position(|link| link.relay.id == relay);
+            at.map(|at| links.remove(at))
+        };
+        if let Some(link) = removed {
+            self.tell_relays();
+            link.removed.cancel();
+        }
     }
 }

@@ -116,6 +116,7 @@ pub(crate) fn tell(change: &mut Change<'_>, presence: &PresenceTable, node: &Nod
         "since_ms": now.since_ms,
         "relay": now.relay,
         "path": now.path,
+        "standby": now.standby,
         "refusal": node.refusal,
         "last_disconnect": now.last_disconnect,
     });

@@ -61,6 +61,10 @@ pub struct Presence {
     pub path: Option<String>,
     /// End to end.
     pub rtt_us: Option<u64>,
+    /// The relay that it holds ready, should that one fail.
+    pub standby: Option<String>,
+    /// How long the way to the node through it would be.
+    pub standby_rtt_us: Option<u64>,
     /// Its last heartbeat.
     pub health: Option<Health>,
     /// How its last connection ended.
@@ -86,6 +90,7 @@ struct Entry {
     /// When that was last stored.
     stored_at_ms: i64,
     rtt_us: Option<u64>,
+    standby: Option<(String, u64)>,
     health: Option<Health>,
     last_disconnect: Option<Disconnect>,
 }
@@ -95,6 +100,8 @@ struct Entry {
 enum Heard {
     /// How the node is there.
     State,
+    /// By which way it is there.
+    Path,
     /// Nothing, but it is time to store that it is there.
     Due,
     /// Nothing.
@@ -103,7 +110,16 @@ enum Heard {
 
 impl Entry {
     fn new(now_ms: i64, connection: Option<Connection>, last_disconnect: Option<Disconnect>) -> Self {
-        Self { connection, since_ms: now_ms, last_seen_at_ms: now_ms, stored_at_ms: now_ms, rtt_us: None, health: None, last_disconnect }
+        Self {
+            connection,
+            since_ms: now_ms,
+            last_seen_at_ms: now_ms,
+            stored_at_ms: now_ms,
+            rtt_us: None,
+            standby: None,
+            health: None,
+            last_disconnect,
+        }
     }
 
     fn reach(&self, standing: Standing) -> Reach {
@@ -152,6 +168,8 @@ impl PresenceTable {
             relay: connection.as_ref().and_then(|connection| connection.relay.clone()),
             path: connection.and_then(|connection| connection.path),
             rtt_us: entry.as_ref().and_then(|entry| entry.rtt_us),
+            standby: entry.as_ref().and_then(|entry| Some(entry.standby.as_ref()?.0.clone())),
+            standby_rtt_us: entry.as_ref().and_then(|entry| Some(entry.standby.as_ref()?.1)),
             health: entry.as_ref().and_then(|entry| entry.health.clone()),
             last_disconnect: entry.and_then(|entry| entry.last_disconnect).or_else(|| node.last_disconnect.clone()),
         }
@@ -198,14 +216,19 @@ impl PresenceTable {
         let entry = entries.get_mut(&node)?;
         let link = entry.connection.as_mut().filter(|now| now.id == connection)?;
         let text = |text: &str| Some(clean(text, limits::NAME_BYTES)).filter(|text| !text.is_empty());
+        let way = (link.relay.clone(), link.path.clone());
         link.path = text(&report.path).or(link.path.take());
         link.relay = text(&report.relay_id).or(link.relay.take());
+        let differs = |was: &Option<String>, now: &Option<String>| was.is_some() && was != now;
+        let moved = differs(&way.0, &link.relay) || differs(&way.1, &link.path);
         let before = entry.reach(Standing::Active);
         entry.last_seen_at_ms = now_ms;
         entry.rtt_us = Some(report.rtt_us).filter(|rtt| *rtt > 0).or(entry.rtt_us);
+        entry.standby = text(&report.standby_id).map(|relay| (relay, report.standby_rtt_us));
         entry.health = Some(report.into());
         let heard = match entry.reach(Standing::Active) != before {
             true => Heard::State,
+            false if moved => Heard::Path,
             false if now_ms - entry.stored_at_ms >= LAST_SEEN_MS => Heard::Due,
             false => Heard::Same,
         };
@@ -251,9 +274,14 @@ impl Hub {
         let presence = self.presence.clone();
         let work = self.change_later(format!("node:{node}"), move |change| {
             let Some(row) = NODES.get(change.tx, &node)? else { return Ok(()) };
-            let row = Node { last_seen_at_ms: Some(change.now_ms), ..row };
+            let relay = presence.of(&row).relay.or(row.relay.clone());
+            let row = Node { last_seen_at_ms: Some(change.now_ms), relay, ..row };
             NODES.put(change.tx, &node, &row)?;
-            if heard == Heard::State { node::tell(change, &presence, &row, "health") } else { Ok(()) }
+            match heard {
+                Heard::State => node::tell(change, &presence, &row, "health"),
+                Heard::Path => node::tell(change, &presence, &row, "path"),
+                Heard::Due | Heard::Same => Ok(()),
+            }
         });
         tokio::spawn(async move {
             if let Err(error) = work.await {
@@ -274,6 +302,7 @@ impl Hub {
                 let now = presence.of(&row);
                 let data = json!({
                     "node_id": node, "state": now.state, "health": now.health, "rtt_us": now.rtt_us, "relay": now.relay, "path": now.path,
+                    "standby": now.standby, "standby_rtt_us": now.standby_rtt_us,
                 });
                 feeds.tell_live(users, now_ms, "node_health", data);
             }

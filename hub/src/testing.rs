@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use cortex_wire::{
-    id::{NodeId, SessionId, TaskId, UserId},
+    id::{NodeId, RelayId, SessionId, TaskId, UserId},
     invite::RelayEndpoint,
     key::{Domain, SecretKey},
     schema::{Signed, TaskResponse, TaskUsage, task_response::Exit},
@@ -106,9 +106,22 @@ impl Mesh for NotingMesh {
 
     fn sessions_changed(&self, _node: NodeId) {}
 
+    fn add_relay(&self, _: RelayEndpoint) {}
+
+    fn remove_relay(&self, _: RelayId) {}
+
     fn relays(&self) -> Vec<RelayStatus> {
         let endpoint = RelayEndpoint { address: "hub.example:443".into(), id: key(60_000).public().into(), region: "eu".into() };
-        vec![RelayStatus { endpoint, embedded: true, online: true, nodes: 0, rtt_us: None, version: String::new() }]
+        vec![RelayStatus {
+            endpoint,
+            embedded: true,
+            configured: true,
+            online: true,
+            nodes: 0,
+            rtt_us: None,
+            draining: false,
+            version: String::new(),
+        }]
     }
 }
 

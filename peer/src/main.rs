@@ -241,6 +241,8 @@ fn run(command: &Run) -> Outcome {
 struct Membership {
     hub: HubId,
     relays: Vec<RelayEndpoint>,
+    /// They are the settings' and not the hub's.
+    fixed_relays: bool,
     invite: Option<(Invite, Terms)>,
     record: Option<HubRecord>,
 }
@@ -275,7 +277,8 @@ impl Membership {
             (Some(record), None) => (record.hub, endpoints(record), None),
         };
         let chosen = settings.relays()?;
-        Ok(Self { hub, relays: if chosen.is_empty() { known } else { chosen }, invite, record })
+        let fixed_relays = !chosen.is_empty();
+        Ok(Self { hub, relays: if fixed_relays { chosen } else { known }, fixed_relays, invite, record })
     }
 }
 
@@ -313,6 +316,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         key,
         hub: membership.hub,
         relays: membership.relays.clone(),
+        fixed_relays: membership.fixed_relays,
         invite: membership.invite.clone(),
         sequences: KeySequences { transport: sequences.transport, task: sequences.task },
         ceiling: settings.ceiling(),

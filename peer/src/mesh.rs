@@ -1,40 +1,49 @@
-//! The network side of the peer: a link to a relay, and through it the end-to-end connection to the hub, for as long as the program runs.
+//! The network side of the peer: links to relays, and through one of them the end-to-end connection to the hub, for as long as the program runs.
 //!
-//! The two live and die apart. A link that ends is dialled again, here or at the next relay, while the connection to the hub goes on; a hub that restarts is connected to again over the
-//! same link. Running tasks notice neither. Waits between tries have full jitter; a refusal is retried slowly, because only a person can
+//! The two live and die apart. When a link ends, the connection to the hub goes on by the other one, or by the next that is dialled; a hub that restarts is connected to again over the
+//! same links. Running tasks notice neither. Waits between tries have full jitter; a refusal is retried slowly, because only a person can
 //! change it.
 //!
-//! [`session`] answers for the connection to the hub.
+//! | module | answers for |
+//! | --- | --- |
+//! | [`session`] | the connection to the hub |
+//! | `links` | the links: what happens on them, and noticing that one has died |
+//! | `paths` | the rules: which relays are linked, and which one carries (pure) |
+//! | `uplink` | one link, from the dial to its end |
+//! | `wake` | the machine has slept |
 
+mod links;
+mod paths;
 pub mod session;
+mod uplink;
+mod wake;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use cortex_runtime::{
-    chunk::ChunkClient,
     clock::{self, Backoff},
     lifecycle::Lifecycle,
-    link::{self, Link, LinkError},
+    link::{self, LinkError},
     quic::{self, Prefix},
     socket::{NodeSocket, Role},
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{HubId, NodeId, RelayId},
-    invite::{self, RelayEndpoint, Terms},
+    id::{HubId, NodeId},
+    invite::{RelayEndpoint, Terms},
     key::SecretKey,
     route::{RelayTag, Route},
-    schema::{Capabilities, HealthReport, Invite, LinkRefused, SandboxPolicy, Signed, link_hello::Credential},
-    text,
+    schema::{Capabilities, HealthReport, Invite, LinkRefused, SandboxPolicy},
 };
 use quinn::{Endpoint, VarInt};
 use tokio::sync::watch;
 
 use crate::{
-    mesh::session::{Ended, RegisterError, Session},
+    mesh::{
+        links::{Home, Links, LinksOptions},
+        session::{Ended, RegisterError},
+        uplink::Dialler,
+    },
     mirror::Mirror,
     task::Tasks,
 };
@@ -46,6 +55,8 @@ pub const AGENT: &str = concat!("cortex-peer ", env!("CARGO_PKG_VERSION"));
 const SLOWLY: Duration = Duration::from_secs(30);
 /// A connection that healthy may start its next outage with the shortest wait.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// A relay that says that the hub is away is believed for so long.
+const HUB_AWAY: Duration = Duration::from_secs(5);
 
 /// Keeps what a registration taught.
 pub type Remember = Box<dyn FnMut(&Registered) -> anyhow::Result<()> + Send>;
@@ -58,6 +69,8 @@ pub struct MeshOptions {
     pub hub: HubId,
     /// Where it can be reached, most wanted first.
     pub relays: Vec<RelayEndpoint>,
+    /// These relays are this machine's choice: those that the hub names do not count.
+    pub fixed_relays: bool,
     /// To be redeemed, when the node is not enrolled yet.
     pub invite: Option<(Invite, Terms)>,
     /// A wish for the node's name.
@@ -181,22 +194,11 @@ fn endpoint(socket: &Arc<NodeSocket>, key: &SecretKey) -> std::io::Result<Endpoi
 pub(crate) struct Mesh {
     pub(crate) options: MeshOptions,
     pub(crate) endpoint: Endpoint,
-    socket: Arc<NodeSocket>,
+    pub(crate) links: Links,
     /// What the hub signs tasks for; another one for each connection.
     pub(crate) boot_nonce: [u8; 32],
-    /// The relay that is tried next, as an index.
-    next_relay: usize,
-    /// The last ticket, and the relay it holds for.
-    pub(crate) ticket: Option<(RelayId, Signed)>,
     backoff: Backoff,
     tries: u32,
-}
-
-/// A link with the relay it leads to.
-pub(crate) struct Uplink {
-    pub(crate) relay: RelayEndpoint,
-    pub(crate) link: Link,
-    pub(crate) virtual_address: std::net::SocketAddr,
 }
 
 impl Mesh {
@@ -204,76 +206,41 @@ impl Mesh {
         let setup = |error: std::io::Error| MeshError::Setup(error.to_string());
         let socket = NodeSocket::bind(Role::Peer).map_err(setup)?;
         let endpoint = endpoint(&socket, &options.key).map_err(setup)?;
-        Ok(Self {
-            options,
-            endpoint,
-            socket,
-            boot_nonce: clock::random(),
-            next_relay: 0,
-            ticket: None,
-            backoff: Backoff::default(),
-            tries: 0,
-        })
+        let links = Links::start(LinksOptions {
+            dialler: Dialler { endpoint: endpoint.clone(), socket, key: options.key.clone(), hub: options.hub },
+            relays: options.relays.clone(),
+            fixed: options.fixed_relays,
+            invite: options.invite.as_ref().map(|(invite, _)| invite.clone()),
+            mirror: options.mirror.clone(),
+            max_retries: options.max_retries,
+        });
+        Ok(Self { options, endpoint, links, boot_nonce: clock::random(), backoff: Backoff::default(), tries: 0 })
     }
 
     async fn keep_connected(&mut self) -> Result<(), MeshError> {
-        let mut session: Option<Session> = None;
         loop {
-            let mut uplink = self.dial_until_linked().await?;
-            let instance = uplink.link.welcome.hub_instance;
-            if session.as_ref().is_some_and(|session| instance != 0 && session.instance != instance) {
-                tracing::info!("the hub was restarted; connecting to it again");
-                self.options.tasks.connected(false);
-                if let Some(old) = session.take() {
-                    old.end().await;
+            let home = self.home().await?;
+            let mut live = match self.register(&home).await {
+                Ok(live) => live,
+                Err(RegisterError::Moved) => continue,
+                Err(RegisterError::Refused { code, reason }) => {
+                    self.refused(&code, &reason).await?;
+                    continue;
                 }
-            }
-            if self.live_on(&mut uplink, &mut session).await? == Next::Stop {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Lives on one link, through as many connections to the hub as it takes.
-    async fn live_on(&mut self, uplink: &mut Uplink, session: &mut Option<Session>) -> Result<Next, MeshError> {
-        let since = Instant::now();
-        loop {
-            let mut live = match session.take() {
-                Some(live) => live,
-                None => match self.register(uplink).await {
-                    Ok(live) => live,
-                    Err(RegisterError::Refused { code, reason }) => {
-                        self.refused(&code, &reason, SLOWLY).await?;
-                        if uplink.link.connection.close_reason().is_some() {
-                            return Ok(Next::Dial);
-                        }
-                        continue;
+                Err(error) => {
+                    tracing::warn!(%error, "cannot connect to the hub");
+                    if error.is_silence() {
+                        self.links.unheard();
                     }
-                    Err(error) => {
-                        let gone = uplink.link.connection.close_reason().is_some();
-                        tracing::warn!(%error, "cannot connect to the hub");
-                        self.missed(error.to_string()).await?;
-                        if gone || error.is_silence() {
-                            uplink.close(CloseCode::Done);
-                            return Ok(Next::Dial);
-                        }
-                        continue;
-                    }
-                },
+                    self.missed(error.to_string()).await?;
+                    continue;
+                }
             };
-            let ended = live.live(self, uplink).await;
-            if since.elapsed() > HEALTHY {
-                self.healthy();
-            }
+            let ended = live.live(self).await;
             match ended {
                 Ended::Stop => {
                     live.say_goodbye().await;
-                    return Ok(Next::Stop);
-                }
-                Ended::Link(reason) => {
-                    tracing::warn!(relay = uplink.relay.address, reason, "the link to the relay has ended");
-                    *session = Some(live);
-                    return self.after_link(uplink).await;
+                    return Ok(());
                 }
                 Ended::Hub(reason) => {
                     tracing::warn!(reason, "the connection to the hub has ended");
@@ -281,89 +248,55 @@ impl Mesh {
                     live.end().await;
                     self.pause().await;
                 }
-                Ended::Both(reason) => {
-                    tracing::warn!(reason, "relay and hub do not answer");
+                Ended::Restarted => {
+                    tracing::info!("the hub was restarted; connecting to it again");
                     self.options.tasks.connected(false);
                     live.end().await;
-                    uplink.close(CloseCode::Silent);
-                    self.next_relay += 1;
-                    self.pause().await;
-                    return Ok(Next::Dial);
+                    // All of its nodes hear of it at the same time.
+                    let spread = self.links.view().borrow().spread;
+                    tokio::time::sleep(spread.mul_f64(clock::jitter())).await;
                 }
             }
         }
     }
 
-    /// What a relay's close code asks of us.
-    async fn after_link(&mut self, uplink: &Uplink) -> Result<Next, MeshError> {
-        let code = match uplink.link.connection.close_reason() {
-            Some(quinn::ConnectionError::ApplicationClosed(close)) => CloseCode::from_number(close.error_code.into_inner()),
-            _ => None,
-        };
-        match code {
-            Some(CloseCode::Superseded) => {
-                let reason =
-                    "another program with this node's key has connected; stop one of them, or give each machine its own state directory";
-                self.refused("superseded", reason, Duration::from_secs(5)).await?;
-            }
-            Some(CloseCode::Revoked) => {
-                self.refused("node_revoked", "this node was revoked or removed by its owner", Duration::from_secs(1)).await?;
-            }
-            _ => self.pause().await,
-        }
-        Ok(Next::Dial)
-    }
-
-    async fn dial_until_linked(&mut self) -> Result<Uplink, MeshError> {
-        self.options.mirror.set_chunks(None);
+    /// Waits for a link. One whose relay says that the hub is away is tried all the same after a while: it may be mistaken.
+    async fn home(&mut self) -> Result<Home, MeshError> {
+        let mut view = self.links.view();
+        let patience = tokio::time::sleep(HUB_AWAY);
+        tokio::pin!(patience);
         loop {
-            let relays = &self.options.relays;
-            let Some(relay) = relays.get(self.next_relay % relays.len().max(1)).cloned() else {
-                return Err(MeshError::Setup("no relay is known; enrol with a new invite".into()));
-            };
-            match self.dial(&relay).await {
-                Ok(uplink) => {
-                    self.options.mirror.set_chunks(Some(Arc::new(ChunkClient::new(uplink.link.connection.clone()))));
-                    tracing::info!(relay = relay.address, observed = uplink.link.welcome.observed_address, "linked to a relay");
-                    return Ok(uplink);
-                }
-                Err(LinkError::Refused(refused)) => {
-                    self.ticket = None;
-                    let wait = Duration::from_millis(refused.retry_after_ms.min(600_000));
-                    self.next_relay += 1;
-                    self.refused(&text::clean(&refused.code, 64), &text::clean(&refused.reason, 512), wait).await?;
-                }
-                Err(error) => {
-                    tracing::warn!(relay = relay.address, %error, "cannot link to the relay");
-                    self.next_relay += 1;
-                    self.missed(error.to_string()).await?;
-                }
+            let now = view.borrow_and_update().clone();
+            if let Some(why) = now.gave_up {
+                return Err(why.into());
+            }
+            if let Some(home) = now.home.filter(|home| home.hub_online || patience.is_elapsed()) {
+                return Ok(home);
+            }
+            tokio::select! {
+                changed = view.changed() => changed.map_err(|_| MeshError::Setup("the links have ended".into()))?,
+                () = &mut patience, if !patience.is_elapsed() => {}
             }
         }
-    }
-
-    async fn dial(&mut self, relay: &RelayEndpoint) -> Result<Uplink, LinkError> {
-        let address = link::resolve(relay).await?;
-        let tag = RelayTag::of(relay.id.key());
-        let virtual_address = self.socket.relay_path(tag, address);
-        let ticket = self.ticket.as_ref().filter(|(id, _)| *id == relay.id).map(|(_, ticket)| Credential::Ticket(ticket.clone()));
-        let credential = match &self.options.invite {
-            Some((invite, _)) => Some(Credential::Invite(invite::proof(invite))),
-            None => ticket,
-        };
-        let hello = link::hello(AGENT, &self.options.hub, credential);
-        let link = link::dial(&self.endpoint, virtual_address, relay, &self.options.key, hello).await?;
-        self.socket.activate(tag);
-        Ok(Uplink { relay: relay.clone(), link, virtual_address })
     }
 
     pub(crate) fn healthy(&mut self) {
         self.backoff.reset();
         self.tries = 0;
+        self.links.healthy();
     }
 
+    /// Waits, but not longer than until the hub has come back or packets go another way.
     async fn pause(&mut self) {
-        tokio::time::sleep(self.backoff.next_wait()).await;
+        let wait = self.backoff.next_wait();
+        self.wait_for_news(wait).await;
+    }
+
+    async fn wait_for_news(&mut self, wait: Duration) {
+        let mut view = self.links.view();
+        let known = |view: &links::View| (view.epoch, view.instance, view.home.as_ref().is_some_and(|home| home.hub_online));
+        let before = known(&view.borrow_and_update());
+        let _ = tokio::time::timeout(wait, view.wait_for(|view| known(view) != before)).await;
     }
 
     /// Counts a try that reached nobody, and waits.
@@ -376,29 +309,26 @@ impl Mesh {
         Ok(())
     }
 
-    /// Counts a refusal, says it, and waits at least `wait`, spread by half of it.
-    async fn refused(&mut self, code: &str, reason: &str, wait: Duration) -> Result<(), MeshError> {
+    /// Counts a refusal by the hub, says it, and waits long, spread by half of it.
+    async fn refused(&mut self, code: &str, reason: &str) -> Result<(), MeshError> {
         self.tries += 1;
         if self.options.max_retries.is_some_and(|most| self.tries > most) {
             return Err(MeshError::Refused { code: code.into(), reason: reason.into() });
         }
-        let spread = f64::from(u16::from_le_bytes(clock::random())) / f64::from(u16::MAX);
-        let wait = wait.mul_f64(1.0 + spread / 2.0) + self.backoff.next_wait();
+        let wait = SLOWLY.mul_f64(1.0 + clock::jitter() / 2.0) + self.backoff.next_wait();
         tracing::warn!(code, reason, retry_in_s = wait.as_secs(), "refused; trying again later");
         tokio::time::sleep(wait).await;
         Ok(())
     }
 }
 
-impl Uplink {
-    pub(crate) fn close(&self, code: CloseCode) {
-        self.link.connection.close(VarInt::from_u32(code.number()), code.text().as_bytes());
+/// What the other side said when it closed, or what broke.
+pub(crate) fn closed(error: &quinn::ConnectionError) -> String {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            CloseCode::from_number(close.error_code.into_inner()).map_or_else(|| error.to_string(), |code| code.text().to_owned())
+        }
+        quinn::ConnectionError::Reset => "the other side was restarted".into(),
+        other => other.to_string(),
     }
-}
-
-/// What to do after a link.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Dial,
-    Stop,
 }

@@ -52,7 +52,7 @@ impl Default for RelayConfig {
             max_links: 10_000,
             bytes_per_second: 0,
             cache_bytes: 256 << 20,
-            drain_ms: 2_000,
+            drain_ms: 4_000,
             log: LogConfig::default(),
         }
     }

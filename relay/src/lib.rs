@@ -68,6 +68,8 @@ pub struct Options {
     pub bytes_per_second: u64,
     /// Memory for sealed chunks that were asked for or stored lately.
     pub cache_bytes: u64,
+    /// How long links have to move when the relay drains.
+    pub drain_ms: u64,
 }
 
 /// Why a relay cannot start.
@@ -98,6 +100,7 @@ pub struct Relay {
     next_link: AtomicU64,
     max_links: usize,
     bytes_per_second: u64,
+    drain_ms: u64,
     chunks: Arc<chunk::Cache>,
 }
 
@@ -132,6 +135,7 @@ impl Relay {
             next_link: AtomicU64::new(1),
             max_links: options.max_links,
             bytes_per_second: options.bytes_per_second,
+            drain_ms: options.drain_ms,
             chunks: chunk::Cache::new(options.cache_bytes),
         }))
     }
@@ -162,6 +166,16 @@ impl Relay {
     /// Links of nodes and hubs right now.
     pub fn links(&self) -> usize {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Links of nodes right now.
+    pub fn nodes(&self) -> usize {
+        self.links.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|link| !link.is_hub).count()
+    }
+
+    /// The time over which all nodes should spread what they all have to do now: 2 ms each, and at most this.
+    fn spread_ms(&self, most: u64) -> u64 {
+        (self.links() as u64 * 2).min(most)
     }
 
     /// The hubs this relay serves, and whether each is connected.

@@ -26,8 +26,8 @@ use cortex_wire::{
     limits,
     route::Route,
     schema::{
-        Admission, Drain, FromRelay, HubCredential, KeyPurpose, LinkAnswer, LinkHello, LinkRefused, LinkWelcome, NodeGone, Signed, ToRelay,
-        admission_answer::Answer, from_relay, link_answer, link_hello::Credential, to_relay,
+        Admission, Drain, FromRelay, HubCredential, HubState, KeyPurpose, LinkAnswer, LinkHello, LinkRefused, LinkWelcome, NodeGone,
+        Signed, ToRelay, admission_answer::Answer, from_relay, link_answer, link_hello::Credential, to_relay,
     },
     text, ticket,
 };
@@ -43,6 +43,8 @@ use crate::{
 
 /// Bytes that a node may send before it is enrolled: a handshake and a registration, several times over.
 const ENROLLING_BYTES: i64 = 512 * 1024;
+/// The longest time over which the nodes of a hub that has come back are spread.
+const RETURN_LASTS_MS: u64 = 10_000;
 /// Connections whose handshake is under way, above which callers must prove their address first (QUIC Retry).
 const HALF_OPEN: usize = 64;
 
@@ -51,6 +53,7 @@ const HALF_OPEN: usize = 64;
 pub struct LinkHandle {
     pub(crate) number: u64,
     pub(crate) tenant: usize,
+    pub(crate) is_hub: bool,
     connection: Connection,
     address: SocketAddr,
 }
@@ -246,7 +249,7 @@ impl Arrival {
     fn enter(&self, route: Route, tenant: usize, is_hub: bool, budget: Budget) -> Entered {
         let number = self.relay.next_link();
         let address = self.connection.remote_address();
-        let handle = LinkHandle { number, tenant, connection: self.connection.clone(), address };
+        let handle = LinkHandle { number, tenant, is_hub, connection: self.connection.clone(), address };
         let admitted = Admitted { address, tenant, is_hub, link: number, budget: Arc::new(budget) };
         self.relay.socket.table_mut().admit(route, admitted);
         let older = self.relay.links.lock().unwrap_or_else(PoisonError::into_inner).insert(route, handle);
@@ -305,14 +308,17 @@ impl Arrival {
                     Err(StreamError::Io(_)) => break CloseCode::Done,
                 },
                 _ = hub_state.changed() => {
-                    let state = *hub_state.borrow_and_update();
+                    // All nodes hear of it at once; they come back spread out.
+                    let state = HubState { within_ms: self.relay.spread_ms(RETURN_LASTS_MS), ..*hub_state.borrow_and_update() };
                     if self.send(from_relay::Frame::HubState(state)).await.is_err() { break CloseCode::Done }
                     continue;
                 }
                 () = until(grant.expires_at_ms) => break CloseCode::TicketExpired,
                 () = lifecycle.draining(), if !told_to_move => {
                     told_to_move = true;
-                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms: 2_000 })).await;
+                    // What is under way when a node has moved has the other half of the time.
+                    let within_ms = self.relay.spread_ms(self.relay.drain_ms / 2);
+                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms })).await;
                     continue;
                 }
                 () = lifecycle.stopping() => break CloseCode::ShuttingDown,
@@ -367,6 +373,7 @@ impl Arrival {
         let hub = LinkedHub::new(frames, self.connection.clone());
         tenant.connect(entered.number, ticket_key, instance, hub.clone() as Arc<dyn Authority>);
         tracing::info!(hub = %tenant.hub(), address = %self.connection.remote_address(), "the hub is linked");
+        let mut told_to_drain = false;
         let reason = loop {
             let frame = tokio::select! {
                 frame = self.reader.next::<ToRelay>() => match frame {
@@ -376,6 +383,12 @@ impl Arrival {
                 },
                 Some(frame) = outgoing.recv() => {
                     if self.writer.send::<FromRelay>(&frame).await.is_err() { break CloseCode::Done }
+                    continue;
+                }
+                () = lifecycle.draining(), if !told_to_drain => {
+                    told_to_drain = true;
+                    // It sends nobody here any more, and stays as long as its nodes need it.
+                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms: self.relay.drain_ms })).await;
                     continue;
                 }
                 () = lifecycle.stopping() => break CloseCode::ShuttingDown,

@@ -132,6 +132,7 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
         max_links: settings.max_links,
         bytes_per_second: settings.bytes_per_second,
         cache_bytes: settings.cache_bytes,
+        drain_ms: settings.drain_ms,
     })?;
     let lifecycle = Lifecycle::new();
     tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));
@@ -157,7 +158,7 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
 /// A relay that drains need not wait once nobody is left.
 async fn stop_when_empty(relay: Arc<Relay>, lifecycle: Lifecycle) {
     lifecycle.draining().await;
-    while relay.links() > 0 {
+    while relay.nodes() > 0 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     lifecycle.stop();

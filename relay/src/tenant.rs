@@ -76,7 +76,7 @@ impl Tenant {
 
     pub(crate) fn connect(&self, link: u64, ticket_key: PublicKey, instance: u64, authority: Arc<dyn Authority>) {
         *self.lock() = Connected { link, ticket_key: Some(ticket_key), authority: Some(authority) };
-        self.state.send_replace(HubState { online: true, instance });
+        self.state.send_replace(HubState { online: true, instance, within_ms: 0 });
     }
 
     pub(crate) fn disconnect(&self, link: u64) {

@@ -104,6 +104,12 @@ pub struct Presence {
     pub state: String,
     /// The relay it is behind.
     pub relay: Option<String>,
+    /// The relay that it holds ready.
+    pub standby: Option<String>,
+    /// End to end.
+    pub rtt_us: Option<u64>,
+    /// The same through the standby.
+    pub standby_rtt_us: Option<u64>,
     /// Its last heartbeat.
     pub health: Option<Value>,
     /// How its last connection ended.

@@ -24,8 +24,10 @@ pub const ARGUMENTS: usize = 4096;
 pub const NAME_BYTES: usize = 128;
 /// A longer text from a node, such as a refusal's reason or a CPU model.
 pub const TEXT_BYTES: usize = 512;
-/// Relay addresses in an invite or a configuration.
+/// Relay addresses in an invite, or in a peer's own settings.
 pub const RELAYS: usize = 3;
+/// Relays of one hub. A node measures all of them, and keeps links to two.
+pub const HUB_RELAYS: usize = 16;
 /// Entries in a list of tools, shells or GPUs that a node reports.
 pub const CAPABILITY_ENTRIES: usize = 64;
 /// Tasks in an inventory. More than a node can run, less than a control frame holds.

@@ -171,6 +171,7 @@ mod tests {
                     max_links: 9,
                     bytes_per_second: 0,
                     cache_bytes: 1 << 20,
+                    drain_ms: 2_000,
                 })?;
                 told.send(RelayEndpoint { address: relay.local_addr()?.to_string(), id: relay.id(), region: String::new() })?;
                 relay.run(life).await;

@@ -2,24 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::{Json, extract::State};
-use cortex_wire::id::RelayId;
-use serde::Serialize;
+use axum::{Json, extract::State, http::StatusCode};
+use cortex_wire::{id::RelayId, invite::RelayEndpoint};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Api,
-    body::{Answer, Query},
+    body::{Answer, Body, Path, Query},
     caller::Caller,
     paging::{Page, PageQuery},
+    problem::Problem,
     view::AuditView,
 };
-use crate::record::Scope;
+use crate::{failure::Refused, hub::RelayStatus, record::Scope};
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
-    OpenApiRouter::new().routes(routes!(list_relays)).routes(routes!(list_audit)).routes(routes!(verify_audit))
+    OpenApiRouter::new()
+        .routes(routes!(list_relays, add_relay))
+        .routes(routes!(remove_relay))
+        .routes(routes!(list_audit))
+        .routes(routes!(verify_audit))
 }
 
 /// A relay of this hub.
@@ -34,35 +39,70 @@ struct RelayView {
     region: String,
     /// It lives in the hub's process.
     embedded: bool,
+    /// The hub's configuration names it; others can be removed here.
+    configured: bool,
     /// The hub has a link to it.
     online: bool,
     /// Nodes of this hub behind it.
     nodes: u64,
     /// Round trip of the link.
     rtt_us: Option<u64>,
+    /// It is being stopped; its nodes move to others.
+    draining: bool,
     /// Program and version.
     version: String,
+}
+
+impl From<RelayStatus> for RelayView {
+    fn from(relay: RelayStatus) -> Self {
+        Self {
+            id: relay.endpoint.id,
+            address: relay.endpoint.address,
+            region: relay.endpoint.region,
+            embedded: relay.embedded,
+            configured: relay.configured,
+            online: relay.online,
+            nodes: relay.nodes,
+            rtt_us: relay.rtt_us,
+            draining: relay.draining,
+            version: relay.version,
+        }
+    }
 }
 
 /// The relays of this hub, most wanted first.
 #[utoipa::path(get, path = "/api/relays", tag = "operation", responses((status = 200, body = Page<RelayView>)))]
 async fn list_relays(State(api): State<Arc<Api>>, caller: Caller) -> Answer<Page<RelayView>> {
     caller.actor.must(Scope::Read)?;
-    let relays = api.hub.mesh().map(|mesh| mesh.relays()).unwrap_or_default();
-    let items = relays
-        .into_iter()
-        .map(|relay| RelayView {
-            id: relay.endpoint.id,
-            address: relay.endpoint.address,
-            region: relay.endpoint.region,
-            embedded: relay.embedded,
-            online: relay.online,
-            nodes: relay.nodes,
-            rtt_us: relay.rtt_us,
-            version: relay.version,
-        })
-        .collect();
+    let items = api.hub.relays().into_iter().map(RelayView::from).collect();
     Ok(Json(Page { items, next_cursor: None }))
+}
+
+/// A relay to be added.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct RelayBody {
+    /// `host:port#key`, as `cortex-relay serve` prints it.
+    endpoint: String,
+    /// A label; may be empty.
+    #[serde(default)]
+    region: String,
+}
+
+/// Adds a relay while everything runs: the hub links to it, and its nodes use it. The relay has to serve this hub (`cortex-relay serve --hub KEY`). For administrators.
+#[utoipa::path(post, path = "/api/relays", tag = "operation", request_body = RelayBody, responses((status = 200, body = RelayView)))]
+async fn add_relay(State(api): State<Arc<Api>>, caller: Caller, Body(body): Body<RelayBody>) -> Answer<RelayView> {
+    caller.actor.must(Scope::Admin)?;
+    let endpoint: RelayEndpoint = body.endpoint.parse().map_err(Refused::Invalid)?;
+    let added = api.hub.add_relay(&caller.actor, RelayEndpoint { region: body.region, ..endpoint }).await?;
+    Ok(Json(added.into()))
+}
+
+/// Removes a relay that was added. Its nodes move to others at once, and the hub lets go of it 10 seconds later. For administrators.
+#[utoipa::path(delete, path = "/api/relays/{id}", tag = "operation", params(("id" = String, Path)), responses((status = 204)))]
+async fn remove_relay(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<RelayId>) -> Result<StatusCode, Problem> {
+    api.hub.remove_relay(&caller.actor, id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// The audit log, oldest first. For administrators. A cursor is the `seq` of the row before.

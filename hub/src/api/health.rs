@@ -71,7 +71,7 @@ async fn metrics(State(api): State<Arc<Api>>, caller: Option<Caller>) -> Result<
     for (state, count) in counts.open_tasks {
         out.line(&format!("cortex_open_tasks{{state=\"{state}\"}}"), count);
     }
-    let relays = api.hub.mesh().map(|mesh| mesh.relays()).unwrap_or_default();
+    let relays = api.hub.relays();
     out.head("cortex_relay_up", "gauge", "Whether the hub has a link to a relay.");
     for relay in &relays {
         out.line(&format!("cortex_relay_up{{relay=\"{}\"}}", relay.endpoint.id), u8::from(relay.online));

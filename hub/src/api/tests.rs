@@ -14,7 +14,7 @@ use axum::{
 };
 use cortex_runtime::lifecycle::Lifecycle;
 use cortex_wire::{
-    id::{NodeId, TaskId},
+    id::{NodeId, RelayId, TaskId},
     invite::RelayEndpoint,
     key::{Domain, SecretKey},
     schema::{TaskResponse, task_response::Exit},
@@ -72,10 +72,23 @@ impl Mesh for Quiet {
     }
     fn node_changed(&self, _node: NodeId) {}
     fn sessions_changed(&self, _node: NodeId) {}
+    fn add_relay(&self, _: RelayEndpoint) {}
+
+    fn remove_relay(&self, _: RelayId) {}
+
     fn relays(&self) -> Vec<RelayStatus> {
         let id = SecretKey::from_seed([250; 32]).public().into();
         let endpoint = RelayEndpoint { address: "127.0.0.1:4433".into(), id, region: String::new() };
-        vec![RelayStatus { endpoint, embedded: true, online: true, nodes: 0, rtt_us: None, version: "test".into() }]
+        vec![RelayStatus {
+            endpoint,
+            embedded: true,
+            configured: true,
+            online: true,
+            nodes: 0,
+            rtt_us: None,
+            draining: false,
+            version: "test".into(),
+        }]
     }
 }
 

@@ -70,6 +70,7 @@ pub(crate) struct State {
     pub(crate) ready: bool,
     pub(crate) policy: Policy,
     relay: Option<RelayId>,
+    standby: Option<RelayId>,
 }
 
 impl std::fmt::Debug for NodeHandle {
@@ -82,6 +83,12 @@ impl NodeHandle {
     /// The relay that the node says it comes through.
     pub fn relay(&self) -> Option<RelayId> {
         lock(&self.state).relay
+    }
+
+    /// The relays that the node has links to.
+    fn linked_relays(&self) -> Vec<RelayId> {
+        let state = lock(&self.state);
+        state.relay.into_iter().chain(state.standby).collect()
     }
 
     /// The node's record has changed: it is told, or shut out.
@@ -262,7 +269,7 @@ impl Caller {
             boot_nonce: self.request.boot_nonce.clone(),
             slots: Mutex::new(Slots::new(slots)),
             retired: Arc::default(),
-            state: Mutex::new(State { ready: false, policy: Policy::new(policy), relay }),
+            state: Mutex::new(State { ready: false, policy: Policy::new(policy), relay, standby: None }),
             workspaces: Workspaces::default(),
             changed: Notify::new(),
             regrouped: Notify::new(),
@@ -308,6 +315,8 @@ impl Caller {
         tokio::pin!(quiet);
         let mut silent = false;
         let hub = self.network.hub.clone();
+        let mut news = self.network.news.follow();
+        news.mark_changed();
         loop {
             tokio::select! {
                 frame = self.reader.next::<NodeFrame>() => {
@@ -329,7 +338,14 @@ impl Caller {
                         Some(node_frame::Frame::Health(health)) => {
                             let ack = HubFrame { frame: Some(hub_frame::Frame::HealthAck(health.sequence)) };
                             if let Err(error) = self.writer.send(&ack).await { return self.reason(&error) }
-                            if let Ok(relay) = health.relay_id.parse() { lock(&handle.state).relay = Some(relay); }
+                            let standby = health.standby_id.parse().ok();
+                            let other = {
+                                let mut state = lock(&handle.state);
+                                state.relay = health.relay_id.parse().ok().or(state.relay);
+                                standby.is_some() && std::mem::replace(&mut state.standby, standby) != standby
+                            };
+                            // Its link came about by the relay's asking, or by a ticket of who knows when.
+                            if other && let Err(reason) = self.renew_tickets(handle).await { return reason }
                             hub.node_health(self.node, handle.number, &health);
                         }
                         Some(node_frame::Frame::Capabilities(capabilities)) => {
@@ -354,14 +370,18 @@ impl Caller {
                 },
                 () = handle.regrouped.notified() => {
                     // The ticket first: what the streams announce is fetched with it.
-                    if let Err(reason) = self.renew_ticket(handle).await { return reason }
+                    if let Err(reason) = self.renew_tickets(handle).await { return reason }
                     if record.standing == Standing::Active
                         && let Err(reason) = self.regroup(handle).await
                     {
                         return reason;
                     }
                 }
-                _ = tickets.tick() => if let Err(reason) = self.renew_ticket(handle).await { return reason },
+                Ok(()) = news.changed() => {
+                    let told = news.borrow_and_update().clone();
+                    if let Err(reason) = self.send(hub_frame::Frame::Relays(told)).await { return reason }
+                }
+                _ = tickets.tick() => if let Err(reason) = self.renew_tickets(handle).await { return reason },
                 () = &mut quiet, if !silent => {
                     // The connection stays: the node may come back to it within QUIC's own patience.
                     silent = true;
@@ -376,12 +396,17 @@ impl Caller {
         }
     }
 
-    /// Sends the node a fresh ticket for the relay that it comes through.
-    async fn renew_ticket(&mut self, handle: &NodeHandle) -> Result<(), String> {
-        let Some(relay) = handle.relay() else { return Ok(()) };
-        let ticket = Gatekeeper::ticket(&self.network.hub, &relay, &self.node).await.map_err(|error| error.to_string())?;
-        let frame = HubFrame { frame: Some(hub_frame::Frame::Ticket(ticket)) };
-        self.writer.send(&frame).await.map_err(|error| self.reason(&error))
+    /// Sends the node fresh tickets for the relays that it has links to.
+    async fn renew_tickets(&mut self, handle: &NodeHandle) -> Result<(), String> {
+        for relay in handle.linked_relays() {
+            let ticket = Gatekeeper::ticket(&self.network.hub, &relay, &self.node).await.map_err(|error| error.to_string())?;
+            self.send(hub_frame::Frame::Ticket(ticket)).await?;
+        }
+        Ok(())
+    }
+
+    async fn send(&mut self, frame: hub_frame::Frame) -> Result<(), String> {
+        self.writer.send(&HubFrame { frame: Some(frame) }).await.map_err(|error| self.reason(&error))
     }
 
     /// Tells the node what changed, or shuts it out.

@@ -1,4 +1,7 @@
-//! Links of the hub to relays elsewhere.
+//! The relays of this hub: the one in its process, links to those elsewhere, and what nodes are told of them.
+//!
+//! Relays come from the configuration and from the store; those of the store come and go while the hub runs. A relay that is removed leaves the nodes' list at once, and keeps its link for
+//! [`LEAVING`], so that its nodes can move.
 
 use std::{
     sync::{Arc, Mutex},
@@ -11,13 +14,15 @@ use cortex_runtime::{
     link::{self, Link, LinkError},
 };
 use cortex_wire::{
+    close::CloseCode,
     id::NodeId,
     invite::RelayEndpoint,
     route::RelayTag,
-    schema::{AdmissionAnswer, FromRelay, HubCredential, ToRelay, from_relay, link_hello::Credential, to_relay},
+    schema::{AdmissionAnswer, FromRelay, HubCredential, RelayNews, RelaySight, ToRelay, from_relay, link_hello::Credential, to_relay},
     text,
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     hub::{RelayStatus, lock},
@@ -26,6 +31,8 @@ use crate::{
 
 /// How often a link is probed: this also keeps a NAT in front of the hub open.
 const PING: Duration = Duration::from_secs(2);
+/// A relay that was removed keeps its link so long, for its nodes to move.
+const LEAVING: Duration = Duration::from_secs(10);
 /// A link that lived this long may start its next outage with the shortest wait. Shorter than a peer's: there is one hub, and all its nodes behind the relay wait for it.
 const HEALTHY: Duration = Duration::from_secs(3);
 
@@ -33,20 +40,43 @@ const HEALTHY: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct RelayLink {
     pub(crate) relay: RelayEndpoint,
+    configured: bool,
     live: Mutex<Live>,
+    /// Ends the link.
+    pub(crate) removed: CancellationToken,
+    /// Tells nodes when something is different.
+    news: NewsSender,
 }
 
 #[derive(Debug, Default)]
 struct Live {
     online: bool,
+    draining: bool,
     version: String,
     rtt: Option<Duration>,
     frames: Option<mpsc::Sender<ToRelay>>,
+    connection: Option<quinn::Connection>,
 }
 
 impl RelayLink {
-    pub(crate) fn new(relay: RelayEndpoint) -> Self {
-        Self { relay, live: Mutex::default() }
+    pub(crate) fn new(relay: RelayEndpoint, configured: bool, news: NewsSender) -> Self {
+        Self { relay, configured, live: Mutex::default(), removed: CancellationToken::new(), news }
+    }
+
+    fn sight(&self) -> RelaySight {
+        let live = lock(&self.live);
+        RelaySight {
+            key: self.relay.id.key().to_bytes(),
+            online: live.online,
+            rtt_us: live.rtt.map(micros).unwrap_or_default(),
+            draining: live.draining || self.removed.is_cancelled(),
+        }
+    }
+
+    /// What is known of the link is different; nodes hear of it when it matters to them.
+    fn update(&self, change: impl FnOnce(&mut Live)) {
+        change(&mut lock(&self.live));
+        self.news.see(self.sight());
     }
 
     pub(crate) fn status(&self, nodes: u64) -> RelayStatus {
@@ -54,10 +84,19 @@ impl RelayLink {
         RelayStatus {
             endpoint: self.relay.clone(),
             embedded: false,
+            configured: self.configured,
             online: live.online,
             nodes,
-            rtt_us: live.rtt.and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+            rtt_us: live.rtt.map(micros),
+            draining: live.draining,
             version: live.version.clone(),
+        }
+    }
+
+    /// Ends the link of a relay that was removed.
+    fn close(&self) {
+        if let Some(connection) = lock(&self.live).connection.take() {
+            connection.close(quinn::VarInt::from_u32(CloseCode::Done.number()), CloseCode::Done.text().as_bytes());
         }
     }
 
@@ -71,10 +110,14 @@ impl RelayLink {
 
 /// Keeps the hub linked to one relay until the program stops.
 pub(crate) async fn keep(network: Arc<Network>, link: Arc<RelayLink>, gatekeeper: Arc<Gatekeeper>) -> anyhow::Result<()> {
-    let stopping = network.lifecycle.clone();
+    let (stopping, removed) = (network.lifecycle.clone(), link.removed.clone());
     tokio::select! {
         () = stopping.stopping() => {}
-        () = keep_on(network, link, gatekeeper) => {}
+        () = async { removed.cancelled().await; tokio::time::sleep(LEAVING).await } => {
+            link.close();
+            tracing::info!(relay = link.relay.address, "a relay was removed");
+        }
+        () = keep_on(network, link.clone(), gatekeeper) => {}
     }
     Ok(())
 }
@@ -87,7 +130,7 @@ async fn keep_on(network: Arc<Network>, link: Arc<RelayLink>, gatekeeper: Arc<Ga
                 let since = Instant::now();
                 tracing::info!(relay = link.relay.address, agent = text::clean(&dialled.welcome.agent, 64), "linked to a relay");
                 let reason = live(&link, dialled, &gatekeeper).await;
-                *lock(&link.live) = Live::default();
+                link.update(|live| *live = Live::default());
                 tracing::warn!(relay = link.relay.address, reason, "the link to a relay has ended");
                 if since.elapsed() > HEALTHY {
                     backoff.reset();
@@ -111,8 +154,16 @@ async fn dial(network: &Network, relay: &RelayEndpoint) -> Result<Link, LinkErro
 async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> String {
     let Link { connection, welcome, mut reader, mut writer } = dialled;
     let (frames, mut outgoing) = mpsc::channel(1024);
-    *lock(&link.live) =
-        Live { online: true, version: text::clean(&welcome.agent, 64), rtt: Some(connection.rtt()), frames: Some(frames.clone()) };
+    let version = text::clean(&welcome.agent, 64);
+    let up = Live {
+        online: true,
+        draining: false,
+        version,
+        rtt: Some(connection.rtt()),
+        frames: Some(frames.clone()),
+        connection: Some(connection.clone()),
+    };
+    link.update(|live| *live = up);
     // Ends with the connection.
     tokio::spawn(chunk::serve_all(connection.clone(), gatekeeper.chunks(), None));
     let mut ping = tokio::time::interval(PING);
@@ -124,7 +175,7 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
                 Ok(Some(FromRelay { frame: Some(frame) })) => match frame {
                     from_relay::Frame::Pong(_) => {
                         unanswered = 0;
-                        lock(&link.live).rtt = Some(connection.rtt());
+                        link.update(|live| live.rtt = Some(connection.rtt()));
                     }
                     from_relay::Frame::Admission(admission) => {
                         let (gatekeeper, frames, relay) = (gatekeeper.clone(), frames.clone(), link.relay.id);
@@ -134,7 +185,11 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
                             let _ = frames.send(ToRelay { frame: Some(to_relay::Frame::Admission(answer)) }).await;
                         });
                     }
-                    from_relay::Frame::NodeGone(_) | from_relay::Frame::HubState(_) | from_relay::Frame::Drain(_) => {}
+                    from_relay::Frame::Drain(_) => {
+                        tracing::info!(relay = link.relay.address, "a relay is being stopped; its nodes move");
+                        link.update(|live| live.draining = true);
+                    }
+                    from_relay::Frame::NodeGone(_) | from_relay::Frame::HubState(_) => {}
                 },
                 Ok(Some(FromRelay { frame: None })) => {}
                 Ok(None) => return "the relay ended it".into(),
@@ -145,12 +200,106 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
             }
             _ = ping.tick() => {
                 if unanswered >= 2 {
-                    connection.close(quinn::VarInt::from_u32(cortex_wire::close::CloseCode::Silent.number()), b"silent");
+                    connection.close(quinn::VarInt::from_u32(CloseCode::Silent.number()), b"silent");
                     return "the relay stopped answering".into();
                 }
                 unanswered += 1;
                 if let Err(error) = writer.send(&ToRelay { frame: Some(to_relay::Frame::Ping(unanswered)) }).await { return error.to_string() }
             }
         }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What nodes are told of the relays. Whoever follows it is woken when something is different that matters to a node.
+#[derive(Debug, Clone)]
+pub(crate) struct NewsSender(watch::Sender<RelayNews>);
+
+impl Default for NewsSender {
+    fn default() -> Self {
+        Self(watch::Sender::new(RelayNews::default()))
+    }
+}
+
+impl NewsSender {
+    pub(crate) fn follow(&self) -> watch::Receiver<RelayNews> {
+        self.0.subscribe()
+    }
+
+    /// The list, most wanted first. What is known of those that stay is kept.
+    pub(crate) fn list(&self, relays: &[RelayEndpoint]) {
+        self.0.send_if_modified(|news| {
+            let listed: Vec<_> = relays.iter().map(RelayEndpoint::to_message).collect();
+            news.seen.retain(|seen| relays.iter().any(|relay| relay.id.key().as_bytes()[..] == seen.key[..]));
+            let changed = news.relays != listed;
+            news.relays = listed;
+            changed
+        });
+    }
+
+    /// A relay that is in the list, as the hub sees it now.
+    pub(crate) fn see(&self, sight: RelaySight) {
+        self.0.send_if_modified(|news| {
+            if !news.relays.iter().any(|relay| relay.key == sight.key) {
+                return false;
+            }
+            match news.seen.iter_mut().find(|seen| seen.key == sight.key) {
+                Some(seen) if !differs(seen, &sight) => return false,
+                Some(seen) => *seen = sight,
+                None => news.seen.push(sight),
+            }
+            true
+        });
+    }
+}
+
+/// Whether nodes have to hear of it: round trips are always a little different.
+fn differs(told: &RelaySight, now: &RelaySight) -> bool {
+    const LITTLE_US: u64 = 3_000;
+    let apart = told.rtt_us.abs_diff(now.rtt_us);
+    (told.online, told.draining) != (now.online, now.draining) || (apart > LITTLE_US && apart * 4 > told.rtt_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::key;
+
+    fn endpoint(number: u16) -> RelayEndpoint {
+        RelayEndpoint { address: format!("relay{number}:443"), id: key(number).public().into(), region: String::new() }
+    }
+
+    fn sight(number: u16, online: bool, rtt_us: u64) -> RelaySight {
+        RelaySight { key: key(number).public().to_bytes(), online, rtt_us, draining: false }
+    }
+
+    #[test]
+    fn nodes_hear_of_what_matters_to_them() {
+        let news = NewsSender::default();
+        let mut told = news.follow();
+        let mut heard = || {
+            let heard = told.has_changed().unwrap();
+            told.mark_unchanged();
+            heard
+        };
+        news.list(&[endpoint(1), endpoint(2)]);
+        assert!(heard());
+        news.list(&[endpoint(1), endpoint(2)]);
+        assert!(!heard(), "the same list");
+        news.see(sight(1, true, 20_000));
+        assert!(heard());
+        news.see(sight(1, true, 22_000));
+        assert!(!heard(), "a little farther");
+        news.see(sight(1, true, 80_000));
+        assert!(heard(), "much farther");
+        news.see(sight(1, false, 80_000));
+        assert!(heard());
+        news.see(sight(3, true, 1));
+        assert!(!heard(), "not in the list");
+        news.list(&[endpoint(2)]);
+        assert!(heard() && told.borrow().seen.is_empty());
     }
 }

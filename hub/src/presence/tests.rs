@@ -85,6 +85,40 @@ async fn heartbeats_are_shown_live_and_stored_when_the_state_changes() {
 }
 
 #[tokio::test]
+async fn a_node_that_moves_to_another_relay_is_an_event_and_its_standby_is_shown() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let node = site.node(&ann, 1).await;
+    site.hub.node_online(node, connection(1)).await.unwrap();
+    let mut feed = site.hub.follow(&ann, None).await.unwrap();
+    let behind = |relay: &str, standby: &str| HealthReport {
+        relay_id: relay.into(),
+        standby_id: standby.into(),
+        standby_rtt_us: 300,
+        ..report(1 << 39)
+    };
+    for (relay, standby, moved) in [("fra-1", "ams-1", false), ("ams-1", "", true), ("ams-1", "fra-1", false), ("fra-1", "ams-1", true)] {
+        site.hub.node_health(node, 1, &behind(relay, standby));
+        let presence = site.hub.presence.of(&row(&site, node).await);
+        assert_eq!((presence.relay.as_deref(), presence.standby.as_deref().unwrap_or_default()), (Some(relay), standby));
+        assert_eq!(presence.standby_rtt_us, (!standby.is_empty()).then_some(300));
+        let mut stored = None;
+        // The live notice comes each time, the event with it or not at all.
+        for _ in 0..=usize::from(moved) {
+            let notice = feed.next().await.unwrap();
+            if notice.kind == "node" {
+                stored = Some(notice.data);
+            }
+        }
+        let told = stored.map(|data| (data["change"].clone(), data["relay"].clone()));
+        assert_eq!(told, moved.then(|| (json!("path"), json!(relay))));
+    }
+    while row(&site, node).await.relay.as_deref() != Some("fra-1") {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_hub_that_was_killed_knows_roughly_when_it_last_heard_of_a_node() {
     let site = Site::new().await;
     let ann = site.member("ann").await;

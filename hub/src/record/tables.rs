@@ -9,7 +9,10 @@ use super::{
     ApiToken, AuditRow, Digest, Event, IdempotencyEntry, Invite, LoginSession, Node, Notice, OutputRecord, Session, SetupToken, Task, User,
     mirror::{CommitRecord, ConflictRecord, VerdictRecord, WorkspaceRecord},
 };
-use crate::store::{Index, Proto, Table};
+use crate::{
+    relay::RelayRecord,
+    store::{Index, Proto, Table},
+};
 
 /// Users.
 pub const USERS: Table<UserId, User> = Table::new(1, "users");
@@ -67,5 +70,7 @@ pub const SNAPSHOTS: Table<(SessionId, (u64, u64)), schema::PackedBatch, Proto> 
 pub const CONFLICTS: Table<(SessionId, u64), ConflictRecord, Proto> = Table::new(54, "conflicts");
 /// Answers to proposals that a node may send again, by its sequence.
 pub const VERDICTS: Table<(SessionId, (NodeId, u64)), VerdictRecord, Proto> = Table::new(55, "verdicts");
+/// Relays that were added while the hub runs, by the text of their key.
+pub const RELAYS: Table<str, RelayRecord> = Table::new(60, "relays");
 /// Written and read by the readiness check.
 pub const PROBE: Table<str, i64> = Table::new(250, "probe");

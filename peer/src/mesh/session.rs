@@ -1,7 +1,8 @@
 //! The connection to the hub: the hub proves itself, the node registers, and then heartbeats, changes and task streams until it ends.
 //!
-//! A heartbeat that is not answered within a second makes the peer probe its link, which also tells the relay a new address after a change of network; unanswered for two more, it ends what
-//! does not answer and starts over.
+//! It does not know by which relay its packets go. When that changes it sends a heartbeat at once, which tells the hub the new way. A heartbeat that is not answered within a second makes the
+//! links look for another way, which also tells the relay a new address after a change of network. Unanswered for two more although the relay answers, the connection is ended and
+//! begun anew; when no relay answers either, it is kept, and goes on when there is a way again.
 
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ use cortex_wire::{
     limits,
     route::Route,
     schema::{
-        FromRelay, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, StreamOpen, SyncConfiguration,
-        ToRelay, from_relay, hub_frame, node_frame, stream_open::Open, to_relay,
+        Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, RelayNews, StreamOpen, SyncConfiguration,
+        hub_frame, node_frame, stream_open::Open,
     },
     text,
 };
@@ -31,15 +32,18 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use super::{AGENT, KeySequences, Mesh, Registered, Uplink};
+use super::{
+    AGENT, KeySequences, Mesh, Registered, closed,
+    links::{Home, View},
+};
 use crate::{
     mirror::Mirror,
     task::{self, Tasks},
 };
 
-/// A heartbeat should be answered within this time; then the link is probed…
+/// A heartbeat should be answered within this time; then another way is looked for…
 const ANSWER: Duration = Duration::from_secs(1);
-/// …and after this time more, what does not answer is given up.
+/// …and after this time more, a hub that does not answer is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A peer that is stopped lets its tasks run on this long, then cancels them.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -51,12 +55,10 @@ const SPARE_STREAMS: u32 = 16 + limits::TICKET_SESSIONS as u32;
 pub(crate) enum Ended {
     /// The program stops.
     Stop,
-    /// The link is gone; the connection may go on over another.
-    Link(String),
-    /// The connection is gone; the link may carry another.
+    /// The connection is gone.
     Hub(String),
-    /// Neither answers.
-    Both(String),
+    /// Another start of the hub is there.
+    Restarted,
 }
 
 /// Why a node is not registered.
@@ -76,8 +78,8 @@ pub(crate) enum RegisterError {
     RolledBack,
     #[error("the hub did not answer in time")]
     TimedOut,
-    #[error("the link to the relay has ended")]
-    LinkEnded,
+    #[error("the way to the hub has changed")]
+    Moved,
     #[error("the hub speaks version {0} of the protocol, this peer {PROTOCOL_VERSION}; update the older one")]
     Version(u32),
     #[error("cannot keep what the hub said: {0}")]
@@ -89,7 +91,7 @@ pub(crate) enum RegisterError {
 impl RegisterError {
     /// Whether nobody answered, so that another relay may do better.
     pub(crate) fn is_silence(&self) -> bool {
-        matches!(self, Self::TimedOut | Self::LinkEnded | Self::Connection(_) | Self::Stream(_))
+        matches!(self, Self::TimedOut | Self::Connection(_) | Self::Stream(_))
     }
 }
 
@@ -106,27 +108,31 @@ pub(crate) struct Session {
     streams: JoinSet<()>,
     sequence: u64,
     acknowledged: u64,
+    /// What was kept of this registration.
+    registered: Option<Registered>,
 }
 
 impl Mesh {
-    /// Connects to the hub over a link and registers.
-    pub(crate) async fn register(&mut self, uplink: &mut Uplink) -> Result<Session, RegisterError> {
-        let link = uplink.link.connection.clone();
+    /// Connects to the hub by the way there is, and registers. When that changes meanwhile, or the hub is another, nothing is waited for any more.
+    pub(crate) async fn register(&mut self, home: &Home) -> Result<Session, RegisterError> {
         let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
+        let mut view = self.links.view();
+        let way = |view: &View| (view.epoch, view.instance, view.home.is_some());
+        let before = way(&view.borrow_and_update());
         tokio::select! {
-            registered = tokio::time::timeout(patience, self.shake_hands(uplink)) => registered.unwrap_or(Err(RegisterError::TimedOut)),
-            _ = link.closed() => Err(RegisterError::LinkEnded),
+            registered = tokio::time::timeout(patience, self.shake_hands(home)) => registered.unwrap_or(Err(RegisterError::TimedOut)),
+            _ = view.wait_for(|view| way(view) != before) => Err(RegisterError::Moved),
         }
     }
 
-    async fn shake_hands(&mut self, uplink: &mut Uplink) -> Result<Session, RegisterError> {
+    async fn shake_hands(&mut self, home: &Home) -> Result<Session, RegisterError> {
         // Fresh for each connection: the hub counts its tasks from one again, and what was signed for an earlier connection is worth nothing here.
         self.boot_nonce = clock::random();
         let hub = self.options.hub;
         let prefix = quic::Prefix::Route(Route::of(hub.key()));
         // Any key: the hub's root says in its hello which one is right, so transport keys can be renewed.
         let config = quic::client_config(&self.options.key, None, prefix, quic::Purpose::Mesh)?;
-        let connection = self.endpoint.connect_with(config, uplink.virtual_address, "hub.cortex.invalid")?.await?;
+        let connection = self.endpoint.connect_with(config, home.virtual_address, "hub.cortex.invalid")?.await?;
         let (send, recv) = connection.accept_bi().await?;
         let mut reader = FrameReader::new(recv, limits::CONTROL_FRAME_BYTES);
         let hello: HubHello = reader.expect().await?;
@@ -148,7 +154,7 @@ impl Mesh {
             enrolment,
             inventory: self.options.tasks.inventory(),
             ceiling: Some(self.options.ceiling.clone()),
-            relay_id: uplink.relay.id.to_string(),
+            relay_id: home.relay.id.to_string(),
             workspaces: self.options.mirror.held().iter().map(|session| Bytes::copy_from_slice(session.as_bytes())).collect(),
         };
         writer.send(&request).await?;
@@ -164,8 +170,9 @@ impl Mesh {
             streams: JoinSet::new(),
             sequence: 0,
             acknowledged: 0,
+            registered: None,
         };
-        session.configure(self, uplink, &configuration, &hello, sequences).await?;
+        session.configure(self, &configuration, &hello, sequences).await?;
         Ok(session)
     }
 
@@ -192,7 +199,6 @@ impl Session {
     async fn configure(
         &mut self,
         mesh: &mut Mesh,
-        uplink: &mut Uplink,
         configuration: &SyncConfiguration,
         hello: &HubHello,
         sequences: KeySequences,
@@ -200,7 +206,7 @@ impl Session {
         self.check_standing(configuration)?;
         mesh.options.tasks.bind(mesh.options.hub, mesh.boot_nonce, self.task_key);
         mesh.options.tasks.set_hub_time(hello.time_ms);
-        let relays: Vec<_> = configuration.relays.iter().filter_map(RelayEndpoint::from_message).take(limits::RELAYS).collect();
+        let relays: Vec<_> = configuration.relays.iter().filter_map(RelayEndpoint::from_message).take(limits::HUB_RELAYS).collect();
         let registered = Registered {
             hub: mesh.options.hub,
             hub_name: text::clean(&hello.hub_name, limits::NAME_BYTES),
@@ -213,8 +219,22 @@ impl Session {
         (mesh.options.remember)(&registered).map_err(RegisterError::Remember)?;
         mesh.options.sequences = sequences;
         mesh.options.invite = None;
-        mesh.options.relays = registered.relays;
-        self.apply(mesh, uplink, configuration).await?;
+        mesh.links.enrolled().await;
+        let relays = registered.relays.iter().map(RelayEndpoint::to_message).collect();
+        mesh.links.news(RelayNews { relays, seen: Vec::new() }).await;
+        self.registered = Some(registered);
+        self.apply(mesh, configuration).await
+    }
+
+    /// Takes over which relays there are, and keeps them for the next start.
+    async fn learn(&mut self, mesh: &mut Mesh, news: RelayNews) -> Result<(), RegisterError> {
+        let relays: Vec<_> = news.relays.iter().filter_map(RelayEndpoint::from_message).take(limits::HUB_RELAYS).collect();
+        if let Some(registered) = self.registered.as_mut().filter(|registered| !relays.is_empty() && registered.relays != relays) {
+            tracing::info!(relays = relays.len(), "the hub's relays have changed");
+            registered.relays = relays;
+            (mesh.options.remember)(registered).map_err(RegisterError::Remember)?;
+        }
+        mesh.links.news(news).await;
         Ok(())
     }
 
@@ -231,7 +251,7 @@ impl Session {
         }
     }
 
-    async fn apply(&mut self, mesh: &mut Mesh, uplink: &mut Uplink, configuration: &SyncConfiguration) -> Result<(), RegisterError> {
+    async fn apply(&mut self, mesh: &mut Mesh, configuration: &SyncConfiguration) -> Result<(), RegisterError> {
         let active = configuration.standing() == NodeStanding::Active;
         if let Some(policy) = &configuration.policy
             && let Err(error) = mesh.options.tasks.set_policy(policy)
@@ -239,7 +259,7 @@ impl Session {
             tracing::error!(%error, "the hub's policy was not taken over");
         }
         if let Some(ticket) = &configuration.ticket {
-            renew(mesh, uplink, ticket.clone()).await?;
+            mesh.links.ticket(ticket.clone()).await;
         }
         mesh.options.tasks.apply(&configuration.inventory);
         if let Some(left) = &configuration.left {
@@ -261,7 +281,7 @@ impl Session {
     }
 
     /// Lives until something ends it.
-    pub(crate) async fn live(&mut self, mesh: &mut Mesh, uplink: &mut Uplink) -> Ended {
+    pub(crate) async fn live(&mut self, mesh: &mut Mesh) -> Ended {
         let drained = {
             let (lifecycle, tasks) = (mesh.options.lifecycle.clone(), mesh.options.tasks.clone());
             async move {
@@ -273,13 +293,10 @@ impl Session {
         let since = Instant::now();
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        // The first step after a heartbeat without an answer, and the second.
-        let mut probe_at: Option<Instant> = None;
-        let mut give_up_at: Option<Instant> = None;
-        let mut link_answered = true;
-        let mut traffic = Traffic::default();
-        let mut look = tokio::time::interval(ANSWER);
-        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut view = mesh.links.view();
+        let known = |view: &View| (view.epoch, view.woken, view.standby.map(|(relay, _)| relay));
+        let mut way = known(&view.borrow_and_update());
+        let mut answer = Answer::Here;
         loop {
             tokio::select! {
                 () = &mut drained => return Ended::Stop,
@@ -289,60 +306,49 @@ impl Session {
                 },
                 Some(_) = self.streams.join_next() => {}
                 frame = self.reader.next::<HubFrame>() => match frame {
-                    Ok(Some(frame)) => match self.hear(mesh, uplink, frame).await {
-                        Ok(true) => (probe_at, give_up_at) = (None, None),
+                    Ok(Some(frame)) => match self.hear(mesh, frame).await {
+                        Ok(true) => answer = Answer::Here,
                         Ok(false) => {}
                         Err(error) => return Ended::Hub(error.to_string()),
                     },
                     Ok(None) => return Ended::Hub("the hub closed the control stream".into()),
                     Err(error) => return Ended::Hub(self.connection.close_reason().map_or_else(|| error.to_string(), |e| closed(&e))),
                 },
-                frame = uplink.link.reader.next::<FromRelay>() => match frame {
-                    Ok(Some(FromRelay { frame: Some(frame) })) => match frame {
-                        from_relay::Frame::Pong(_) => link_answered = true,
-                        from_relay::Frame::HubState(state) if state.online && state.instance != self.instance => {
-                            return Ended::Hub("the hub was restarted".into());
-                        }
-                        from_relay::Frame::Drain(drain) if mesh.options.relays.len() > 1 => {
-                            let spread = u64::from(u16::from_le_bytes(clock::random())) * drain.within_ms.min(60_000) / u64::from(u16::MAX);
-                            tokio::time::sleep(Duration::from_millis(spread)).await;
-                            uplink.close(CloseCode::Done);
-                            mesh.next_relay += 1;
-                            return Ended::Link("the relay is being stopped; moving to another".into());
-                        }
-                        _ => {}
-                    },
-                    Ok(Some(FromRelay { frame: None })) => {}
-                    Ok(None) => return Ended::Link("the relay closed it".into()),
-                    Err(error) => return Ended::Link(uplink.link.connection.close_reason().map_or_else(|| error.to_string(), |e| closed(&e))),
-                },
+                Ok(()) = view.changed() => {
+                    let now = view.borrow_and_update().clone();
+                    if now.instance != 0 && now.instance != self.instance { return Ended::Restarted }
+                    let before = std::mem::replace(&mut way, known(&now));
+                    if way == before { continue }
+                    // Packets go another way: the hub learns it from this one, and sends by it.
+                    if let Err(error) = self.beat(mesh, &now).await { return Ended::Hub(error.to_string()) }
+                    if way.0 != before.0 || matches!(answer, Answer::Here) { answer = Answer::expected() }
+                }
                 Ok(()) = mesh.options.capabilities.changed() => {
                     let capabilities = mesh.options.capabilities.borrow_and_update().clone();
                     if let Err(error) = self.send(node_frame::Frame::Capabilities(capabilities)).await { return Ended::Hub(error.to_string()) }
                 }
                 _ = beat.tick() => {
                     if since.elapsed() > super::HEALTHY { mesh.healthy() }
-                    if let Err(error) = self.beat(mesh, uplink).await { return Ended::Hub(error.to_string()) }
-                    if probe_at.is_none() && give_up_at.is_none() { probe_at = Some(Instant::now() + ANSWER) }
+                    mesh.links.ping();
+                    let now = view.borrow().clone();
+                    if let Err(error) = self.beat(mesh, &now).await { return Ended::Hub(error.to_string()) }
+                    if matches!(answer, Answer::Here) { answer = Answer::expected() }
                 }
-                // Only while something runs: an idle peer does not wake up for this.
-                _ = look.tick(), if mesh.options.tasks.running() > 0 => {
-                    if traffic.is_unanswered(&self.connection) && probe_at.is_none() && give_up_at.is_none() {
-                        // Its answer, too, says that all is well.
-                        if let Err(error) = self.beat(mesh, uplink).await { return Ended::Hub(error.to_string()) }
-                        probe_at = Some(Instant::now());
+                () = until(answer.due()) => match answer {
+                    Answer::Here => {}
+                    Answer::Expected(_) => {
+                        mesh.links.unheard();
+                        answer = Answer::Overdue { since: Instant::now(), until: Instant::now() + PATIENCE };
                     }
-                }
-                () = until(probe_at) => {
-                    probe_at = None;
-                    give_up_at = Some(Instant::now() + PATIENCE);
-                    link_answered = false;
-                    let ping = ToRelay { frame: Some(to_relay::Frame::Ping(self.sequence)) };
-                    if let Err(error) = uplink.link.writer.send(&ping).await { return Ended::Link(error.to_string()) }
-                }
-                () = until(give_up_at) => {
-                    self.connection.close(VarInt::from_u32(CloseCode::Silent.number()), b"silent");
-                    return if link_answered { Ended::Hub("the hub stopped answering".into()) } else { Ended::Both("no answer for 3 s".into()) };
+                    Answer::Overdue { since, .. } => {
+                        if view.borrow().answered.is_some_and(|at| Instant::from_std(at) >= since) {
+                            self.connection.close(VarInt::from_u32(CloseCode::Silent.number()), b"silent");
+                            return Ended::Hub("the hub stopped answering".into());
+                        }
+                        // Nobody answers. QUIC gives the connection up after 30 s; until then it goes on by the next way there is.
+                        mesh.links.unheard();
+                        answer = Answer::Overdue { since, until: Instant::now() + PATIENCE };
+                    }
                 }
             }
         }
@@ -359,7 +365,7 @@ impl Session {
     }
 
     /// Whether the frame answered a heartbeat.
-    async fn hear(&mut self, mesh: &mut Mesh, uplink: &mut Uplink, frame: HubFrame) -> Result<bool, RegisterError> {
+    async fn hear(&mut self, mesh: &mut Mesh, frame: HubFrame) -> Result<bool, RegisterError> {
         match frame.frame {
             Some(hub_frame::Frame::HealthAck(sequence)) => {
                 self.acknowledged = self.acknowledged.max(sequence);
@@ -367,11 +373,15 @@ impl Session {
             }
             Some(hub_frame::Frame::Configuration(configuration)) => {
                 self.check_standing(&configuration)?;
-                self.apply(mesh, uplink, &configuration).await?;
+                self.apply(mesh, &configuration).await?;
                 Ok(false)
             }
             Some(hub_frame::Frame::Ticket(ticket)) => {
-                renew(mesh, uplink, ticket).await?;
+                mesh.links.ticket(ticket).await;
+                Ok(false)
+            }
+            Some(hub_frame::Frame::Relays(news)) => {
+                self.learn(mesh, news).await?;
                 Ok(false)
             }
             Some(hub_frame::Frame::Left(left)) => {
@@ -382,13 +392,14 @@ impl Session {
         }
     }
 
-    async fn beat(&mut self, mesh: &mut Mesh, uplink: &Uplink) -> Result<(), StreamError> {
+    async fn beat(&mut self, mesh: &mut Mesh, view: &View) -> Result<(), StreamError> {
         self.sequence += 1;
         let mut report = (mesh.options.health)();
         report.sequence = self.sequence;
         report.running_tasks = mesh.options.tasks.running();
-        report.relay_id = uplink.relay.id.to_string();
-        report.rtt_us = u64::try_from(self.connection.rtt().as_micros()).unwrap_or(u64::MAX);
+        report.relay_id = view.home.as_ref().map(|home| home.relay.id.to_string()).unwrap_or_default();
+        report.rtt_us = micros(self.connection.rtt());
+        (report.standby_id, report.standby_rtt_us) = view.standby.map(|(relay, rtt)| (relay.to_string(), micros(rtt))).unwrap_or_default();
         report.path = "relay".into();
         self.send(node_frame::Frame::Health(report)).await
     }
@@ -413,22 +424,34 @@ impl Session {
     }
 }
 
-/// What went out and came in until the last look.
-#[derive(Debug, Default)]
-struct Traffic {
-    sent: u64,
-    received: u64,
+/// Whether the hub's answer to a heartbeat is there.
+#[derive(Debug, Clone, Copy)]
+enum Answer {
+    Here,
+    /// Until then.
+    Expected(Instant),
+    /// Since then another way is looked for; at `until` it is seen whether the relays answer.
+    Overdue {
+        since: Instant,
+        until: Instant,
+    },
 }
 
-impl Traffic {
-    /// Whether packets went out since the last look and none came in: then somebody should ask why, and not wait for the next heartbeat.
-    fn is_unanswered(&mut self, connection: &Connection) -> bool {
-        let stats = connection.stats();
-        let (sent, received) = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
-        let unanswered = sent > self.sent && received == self.received;
-        *self = Self { sent, received };
-        unanswered
+impl Answer {
+    fn expected() -> Self {
+        Self::Expected(Instant::now() + ANSWER)
     }
+
+    fn due(self) -> Option<Instant> {
+        match self {
+            Self::Here => None,
+            Self::Expected(until) | Self::Overdue { until, .. } => Some(until),
+        }
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 async fn serve_stream(tasks: &Tasks, mirror: &Mirror, send: SendStream, recv: RecvStream) -> Result<(), StreamError> {
@@ -440,24 +463,9 @@ async fn serve_stream(tasks: &Tasks, mirror: &Mirror, send: SendStream, recv: Re
     }
 }
 
-async fn renew(mesh: &mut Mesh, uplink: &mut Uplink, ticket: cortex_wire::schema::Signed) -> Result<(), StreamError> {
-    mesh.ticket = Some((uplink.relay.id, ticket.clone()));
-    uplink.link.writer.send(&ToRelay { frame: Some(to_relay::Frame::Renew(ticket)) }).await
-}
-
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
-    }
-}
-
-fn closed(error: &quinn::ConnectionError) -> String {
-    match error {
-        quinn::ConnectionError::ApplicationClosed(close) => {
-            CloseCode::from_number(close.error_code.into_inner()).map_or_else(|| error.to_string(), |code| code.text().to_owned())
-        }
-        quinn::ConnectionError::Reset => "the other side was restarted".into(),
-        other => other.to_string(),
     }
 }

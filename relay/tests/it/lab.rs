@@ -116,6 +116,7 @@ impl Lab {
             max_links: 100,
             bytes_per_second: 0,
             cache_bytes: 16 << 20,
+            drain_ms: 2_000,
         })
         .unwrap();
         let lifecycle = Lifecycle::new();

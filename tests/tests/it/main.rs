@@ -9,6 +9,7 @@
 //! | [`chunk`] | contents of workspaces through relays |
 //! | [`crash`] | programs that are killed while they work |
 //! | [`relay`] | relays in processes of their own |
+//! | [`failover`] | two relays, of which one dies, stops or comes back |
 //! | [`nat`] | hub and peer behind routers, and networks that change |
 //! | [`invite`] | who may join, and who may not |
 //! | [`false_hub`] | orders that the hub never gave |
@@ -20,6 +21,7 @@
 mod chunk;
 mod crash;
 mod decoders;
+mod failover;
 mod false_hub;
 mod hostile;
 mod install;

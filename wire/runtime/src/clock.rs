@@ -18,6 +18,11 @@ pub fn random<const N: usize>() -> [u8; N] {
     out
 }
 
+/// A random share of a wait, from 0 to 1, for full jitter: what many do at the same time is spread over the whole of it.
+pub fn jitter() -> f64 {
+    rand::random()
+}
+
 /// Waits between tries: 50 ms to 30 s, doubled each time, with full jitter (a random point between zero and the bound), so that
 /// many nodes that lost the same relay do not come back at once.
 #[derive(Debug, Clone)]
@@ -40,7 +45,7 @@ impl Backoff {
     pub fn next_wait(&mut self) -> Duration {
         let bound = self.bound;
         self.bound = (bound * 2).min(self.most);
-        bound.mul_f64(rand::random::<f64>())
+        bound.mul_f64(jitter())
     }
 
     /// Back to the shortest wait, after a time of health.

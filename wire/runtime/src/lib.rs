@@ -12,6 +12,7 @@
 //! | [`telemetry`] | logs |
 //! | [`link`] | the client's side of a link to a relay |
 //! | [`quic`] | QUIC set-up |
+//! | [`silence`] | whether what is sent is answered |
 //! | [`socket`] | the one socket under all of a node's connections |
 //! | [`tls`] | TLS between raw public keys |
 
@@ -22,6 +23,7 @@ pub mod keyfile;
 pub mod lifecycle;
 pub mod link;
 pub mod quic;
+pub mod silence;
 pub mod socket;
 pub mod spool;
 pub mod stream;

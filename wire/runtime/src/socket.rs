@@ -27,7 +27,7 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use crate::quic;
+use crate::{quic, silence::Silence};
 
 /// Packets to and from a relay in the same process.
 pub trait Port: Send + Sync + fmt::Debug {
@@ -69,6 +69,8 @@ pub struct NodeSocket {
     udp: Arc<dyn AsyncUdpSocket>,
     paths: RwLock<Vec<Path>>,
     active: AtomicUsize,
+    /// Of the active path.
+    silence: Silence,
 }
 
 impl NodeSocket {
@@ -78,7 +80,7 @@ impl NodeSocket {
     /// When no socket can be had.
     pub fn bind(role: Role) -> io::Result<Arc<Self>> {
         let udp = quinn::TokioRuntime.wrap_udp_socket(quic::bind_udp((Ipv4Addr::UNSPECIFIED, 0).into())?)?;
-        Ok(Arc::new(Self { role, udp, paths: RwLock::default(), active: AtomicUsize::new(0) }))
+        Ok(Arc::new(Self { role, udp, paths: RwLock::default(), active: AtomicUsize::new(0), silence: Silence::default() }))
     }
 
     /// The address to dial for the relay with this tag at `address`. The same tag keeps its virtual address when it moves.
@@ -107,7 +109,13 @@ impl NodeSocket {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = paths.iter().position(|path| matches!(path, Path::Relay { tag: t, .. } if *t == tag)) {
             self.active.store(index, Ordering::Relaxed);
+            self.silence.heard();
         }
+    }
+
+    /// Whether what a peer sends end to end by its active path is answered.
+    pub fn silence(&self) -> &Silence {
+        &self.silence
     }
 
     /// Which path an address that quinn shows stands for, as an index in the order the paths were added.
@@ -131,7 +139,11 @@ impl NodeSocket {
             return paths.iter().position(|path| matches!(path, Path::Relay { tag: t, .. } if *t == tag));
         }
         match self.role {
-            Role::Peer => Some(self.active.load(Ordering::Relaxed)),
+            Role::Peer => {
+                // Links have their own pings; only what goes to the hub counts.
+                self.silence.sent();
+                Some(self.active.load(Ordering::Relaxed))
+            }
             Role::Hub => self.path_index(transmit.destination),
         }
     }
@@ -196,10 +208,16 @@ impl AsyncUdpSocket for NodeSocket {
             }
             Poll::Pending => return Poll::Pending,
         };
+        let active = self.active.load(Ordering::Relaxed);
         for m in &mut meta[..received] {
             let index = paths.iter().position(|path| matches!(path, Path::Relay { address, .. } if *address == m.addr));
             match index {
-                Some(index) => relabel(m, self.virtual_address(index)),
+                Some(index) => {
+                    if index == active {
+                        self.silence.heard();
+                    }
+                    relabel(m, self.virtual_address(index));
+                }
                 None => m.len = 0, // quinn skips empty ones
             }
         }

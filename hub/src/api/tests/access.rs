@@ -45,6 +45,7 @@ fn body_for(name: &str) -> Option<Value> {
         "restore_workspace" => json!({"revision": 0}),
         "resolve_conflict" => json!({"take": "mine"}),
         "bundle" => json!({"invite": "cxi1_x"}),
+        "add_relay" => json!({"endpoint": format!("relay.example:443#{}", SecretKey::from_seed([9; 32]).public())}),
         _ => json!({}),
     })
 }
