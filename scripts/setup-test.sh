@@ -13,6 +13,9 @@ need ip iproute2
 need nft nftables
 need conntrack conntrack
 need dash dash
+need tinyproxy tinyproxy
+need microsocks microsocks
+need nginx nginx-light
 
 if [ -n "$packages" ]; then
     if [ "$(id -u)" != 0 ]; then

@@ -9,6 +9,7 @@ use std::{
 
 use cortex_runtime::{
     config::{self, ConfigError},
+    reach::NetworkConfig,
     telemetry::LogConfig,
 };
 use cortex_wire::invite::RelayEndpoint;
@@ -49,6 +50,8 @@ pub struct Config {
     /// Further relays.
     #[serde(with = "endpoints")]
     pub relays: Vec<RelayEndpoint>,
+    /// How they are reached.
+    pub network: NetworkConfig,
     /// How often, and how many at once.
     pub limits: LimitsConfig,
     /// Logs.
@@ -97,6 +100,7 @@ impl Default for Config {
             open_metrics: false,
             relay: RelayConfig::default(),
             relays: Vec::new(),
+            network: NetworkConfig::default(),
             limits: LimitsConfig::default(),
             log: LogConfig::default(),
         }

@@ -31,6 +31,7 @@ use cortex_runtime::{
     clock,
     lifecycle::{Lifecycle, Parts},
     quic::{self, Prefix, Purpose},
+    reach,
     socket::{NodeSocket, Role},
 };
 use cortex_wire::{
@@ -71,6 +72,8 @@ pub struct NetworkOptions {
     pub embedded: Option<EmbeddedRelay>,
     /// Further relays.
     pub relays: Vec<RelayEndpoint>,
+    /// How they are reached.
+    pub reach: Arc<reach::Network>,
 }
 
 /// The relay in the hub's process.
@@ -93,6 +96,7 @@ pub struct Network {
     pub(crate) hub: Arc<Hub>,
     pub(crate) endpoint: Endpoint,
     pub(crate) socket: Arc<NodeSocket>,
+    pub(crate) reach: Arc<reach::Network>,
     /// Another number at every start: nodes learn that their old connections are gone.
     pub(crate) instance: u64,
     pub(crate) lifecycle: Lifecycle,
@@ -130,6 +134,7 @@ impl Network {
             hub: hub.clone(),
             endpoint,
             socket,
+            reach: options.reach,
             instance,
             lifecycle: lifecycle.clone(),
             embedded,
@@ -242,6 +247,7 @@ fn embed(
         bytes_per_second: 0,
         cache_bytes: CACHE_BYTES,
         drain_ms: DRAIN_MS,
+        tcp: cortex_relay::TcpOptions::default(),
     })?;
     let ticket_key = StatedKey { key: hub.keys.ticket.public(), sequence: 0 };
     let authority = gatekeeper.for_relay(relay.id());

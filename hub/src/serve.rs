@@ -6,6 +6,7 @@ use anyhow::Context as _;
 use cortex_runtime::{
     keyfile,
     lifecycle::{Lifecycle, Parts},
+    reach,
 };
 use tokio::net::TcpListener;
 
@@ -63,5 +64,6 @@ fn network_options(config: &Config, data_dir: &std::path::Path) -> anyhow::Resul
     } else {
         None
     };
-    Ok(NetworkOptions { embedded, relays: config.relays.clone() })
+    let reach = reach::Network::new(&config.network).context("`network.proxy` in the configuration")?;
+    Ok(NetworkOptions { embedded, relays: config.relays.clone(), reach })
 }

@@ -6,10 +6,12 @@ use std::{
     fs, io,
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use cortex_runtime::{
     config::{self, ConfigError},
+    reach::{Network, NetworkConfig},
     telemetry::LogConfig,
 };
 use cortex_wire::{
@@ -41,6 +43,8 @@ pub struct PeerConfig {
     pub workspace_dir: Option<PathBuf>,
     /// Instead of those that the hub names; `host:port#key` each.
     pub relays: Vec<String>,
+    /// How relays are reached.
+    pub network: NetworkConfig,
     /// None: for ever.
     pub max_retries: Option<u32>,
     /// Run although the user is root.
@@ -135,6 +139,7 @@ impl Default for PeerConfig {
             state_dir: None,
             workspace_dir: None,
             relays: Vec::new(),
+            network: NetworkConfig::default(),
             max_retries: None,
             allow_root: false,
             policy: PolicyConfig::default(),
@@ -196,7 +201,16 @@ impl PeerConfig {
         if self.relays.len() > limits::RELAYS {
             return fault("relays", "at most 3");
         }
+        self.network()?;
         self.relays().map(|_| ())
+    }
+
+    /// How relays are reached: these settings, and the environment's proxies.
+    ///
+    /// # Errors
+    /// [`SettingError`].
+    pub fn network(&self) -> Result<Arc<Network>, SettingError> {
+        Network::new(&self.network).map_err(|error| SettingError { key: "network.proxy", reason: error.to_string() })
     }
 
     /// The relays to use instead of the hub's.
@@ -368,6 +382,7 @@ mod tests {
             ("policy:\n  task_slots: 0\n", "policy.task_slots"),
             ("output:\n  head_mib: 0\n", "output"),
             ("relays: [nonsense]\n", "relays"),
+            ("network:\n  proxy: ftp://here\n", "network.proxy"),
         ] {
             let error = parse(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");

@@ -5,16 +5,17 @@
 use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use cortex_runtime::clock;
+use cortex_runtime::{
+    clock,
+    reach::{Network, Transport},
+};
 use cortex_wire::invite::RelayEndpoint;
 use serde::Serialize;
-use tokio::{
-    net::{TcpStream, lookup_host},
-    time::timeout,
-};
+use tokio::{net::lookup_host, time::timeout};
 
 use crate::{capabilities, health, state};
 
@@ -38,6 +39,10 @@ pub struct Subject {
     pub allow_root: bool,
     /// Why the invite in the configuration cannot be used, when there is one.
     pub invite_fault: Option<String>,
+    /// How relays are reached.
+    pub network: Arc<Network>,
+    /// What of it may be used.
+    pub transport: Transport,
 }
 
 /// What a relay that was reached said.
@@ -115,20 +120,19 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// Makes all checks. `probe` shakes hands with a relay over UDP.
-pub async fn examine(subject: &Subject, probe: impl AsyncFn(&RelayEndpoint) -> Result<Answer, String>) -> Report {
+/// Makes all checks. `probe` shakes hands with a relay over UDP or over TCP.
+pub async fn examine(subject: &Subject, probe: impl AsyncFn(&RelayEndpoint, Transport) -> Result<Answer, String>) -> Report {
     let mut report = Report::default();
     check_membership(&mut report, subject);
     // Whoever has not joined is refused, and rightly so.
     let joined = matches!(state::record_in(&subject.state_dir), Ok(Some(_)));
     let mut server_time_ms = None;
     for relay in &subject.relays {
-        let addresses = check_name(&mut report, relay).await;
-        if addresses.is_empty() {
+        let proxy = subject.network.proxies().towards(&relay.address).filter(|_| subject.transport != Transport::Udp);
+        if check_name(&mut report, relay, proxy.is_some()).await.is_empty() && proxy.is_none() {
             continue;
         }
-        server_time_ms = check_udp(&mut report, relay, joined, &probe).await.or(server_time_ms);
-        check_tcp(&mut report, relay, &addresses).await;
+        server_time_ms = check_ways(&mut report, subject, relay, proxy.as_deref(), joined, &probe).await.or(server_time_ms);
     }
     check_clock(&mut report, server_time_ms.map(|theirs| theirs - clock::now_ms()));
     check_disk(&mut report, "state", &subject.state_dir);
@@ -167,64 +171,81 @@ fn check_membership(report: &mut Report, subject: &Subject) {
     }
 }
 
-async fn check_name(report: &mut Report, relay: &RelayEndpoint) -> Vec<SocketAddr> {
+async fn check_name(report: &mut Report, relay: &RelayEndpoint, behind_proxy: bool) -> Vec<SocketAddr> {
     const CHECK: &str = "name";
+    // A proxy resolves names itself.
+    let verdict = if behind_proxy { Verdict::Info } else { Verdict::Fail };
     let found: Vec<SocketAddr> = match timeout(PATIENCE, lookup_host(&relay.address)).await {
         Ok(Ok(found)) => found.collect(),
         Ok(Err(error)) => {
             let fix = "check the spelling and this machine's DNS (try: getent hosts NAME)";
-            report.say(CHECK, Verdict::Fail, format!("{} cannot be resolved: {error}", relay.address), Some(fix));
+            report.say(CHECK, verdict, format!("{} cannot be resolved: {error}", relay.address), Some(fix).filter(|_| !behind_proxy));
             return Vec::new();
         }
         Err(_) => {
-            report.say(CHECK, Verdict::Fail, format!("{}: no answer from DNS", relay.address), Some("check this machine's DNS server"));
+            let fix = Some("check this machine's DNS server").filter(|_| !behind_proxy);
+            report.say(CHECK, verdict, format!("{}: no answer from DNS", relay.address), fix);
             return Vec::new();
         }
     };
-    match found.iter().find(|address| address.is_ipv4()) {
-        Some(address) => report.say(CHECK, Verdict::Ok, format!("{} is {}", relay.address, address.ip()), None),
-        None => report.say(
-            CHECK,
-            Verdict::Warn,
-            format!("{} has no IPv4 address", relay.address),
-            Some("this version reaches relays over IPv4 only; add an A record"),
-        ),
-    }
+    let addresses: Vec<String> = found.iter().map(|address| address.ip().to_string()).collect();
+    report.say(CHECK, Verdict::Ok, format!("{} is {}", relay.address, addresses.join(", ")), None);
     found
 }
 
-async fn check_udp(
+/// Which ways lead to a relay; one is enough.
+async fn check_ways(
     report: &mut Report,
+    subject: &Subject,
     relay: &RelayEndpoint,
+    proxy: Option<&str>,
     joined: bool,
-    probe: &impl AsyncFn(&RelayEndpoint) -> Result<Answer, String>,
+    probe: &impl AsyncFn(&RelayEndpoint, Transport) -> Result<Answer, String>,
 ) -> Option<i64> {
-    const CHECK: &str = "udp";
-    // The probe has its own, longer patience.
-    match timeout(PATIENCE * 3, probe(relay)).await.unwrap_or_else(|_| Err("no answer".into())) {
-        Ok(answer) => {
-            report.say(CHECK, Verdict::Ok, format!("{} answered over QUIC in {} ms", relay.address, answer.took.as_millis()), None);
-            if let (Some(reason), true) = (answer.refused, joined) {
-                report.say("admission", Verdict::Warn, format!("{} does not let this node in: {reason}", relay.address), None);
-            }
-            answer.server_time_ms
+    let ask = async |transport| {
+        if subject.transport != Transport::Auto && subject.transport != transport {
+            return None;
         }
-        Err(error) => {
-            let fix = "allow outgoing UDP to that address and port in the firewall; if others reach it, ask whoever runs the relay";
-            report.say(CHECK, Verdict::Fail, format!("{}: {error}", relay.address), Some(fix));
-            None
+        // A probe has its own, longer patience.
+        Some(timeout(PATIENCE * 3, probe(relay, transport)).await.unwrap_or_else(|_| Err("no answer".into())))
+    };
+    // One after the other: a node's newest link replaces the one before.
+    let (udp, tcp) = (ask(Transport::Udp).await, ask(Transport::Tcp).await);
+    let works = |way: &Option<Result<Answer, String>>| way.as_ref().is_some_and(Result::is_ok);
+    // Nothing is missing while there is another way.
+    let failed = |other: &Option<Result<Answer, String>>| if works(other) { Verdict::Warn } else { Verdict::Fail };
+    let port = relay.address.rsplit(':').next().unwrap_or_default();
+    let open = format!("ask the network's administrator to let outgoing UDP and TCP through to {} (docs/network.md)", relay.address);
+    let fix = match proxy {
+        Some(_) => {
+            "ask whoever runs the proxy to let CONNECT to that host and port through; check user and password in its address".to_owned()
         }
+        None if works(&udp) => format!("not needed now; outgoing TCP to port {port} would help when UDP fails"),
+        None => format!("{open}; if others reach it, ask whoever runs the relay; where only a proxy leads out, set `network.proxy`"),
+    };
+    match &udp {
+        Some(Ok(answer)) => say_answer(report, "udp", relay, answer, None),
+        Some(Err(error)) => {
+            let ask_for = format!("it works without, but slower; {open}");
+            report.say("udp", failed(&tcp), format!("{}: {error}", relay.address), Some(if works(&tcp) { &ask_for } else { &open }));
+        }
+        None => {}
     }
+    match &tcp {
+        Some(Ok(answer)) => say_answer(report, if proxy.is_some() { "proxy" } else { "tcp" }, relay, answer, proxy),
+        Some(Err(error)) => report.say(if proxy.is_some() { "proxy" } else { "tcp" }, failed(&udp), error.clone(), Some(&fix)),
+        None => {}
+    }
+    let answer = [udp, tcp].into_iter().flatten().find_map(Result::ok)?;
+    if let (Some(reason), true) = (answer.refused, joined) {
+        report.say("admission", Verdict::Warn, format!("{} does not let this node in: {reason}", relay.address), None);
+    }
+    answer.server_time_ms
 }
 
-/// There is no fallback over TCP yet, so this is for information.
-async fn check_tcp(report: &mut Report, relay: &RelayEndpoint, addresses: &[SocketAddr]) {
-    let mut open = false;
-    for address in addresses {
-        open |= matches!(timeout(PATIENCE, TcpStream::connect(address)).await, Ok(Ok(_)));
-    }
-    let found = if open { "a TCP connection can be made" } else { "no TCP connection can be made" };
-    report.say("tcp", Verdict::Info, format!("{}: {found}; this version does not need or use it (UDP only)", relay.address), None);
+fn say_answer(report: &mut Report, check: &'static str, relay: &RelayEndpoint, answer: &Answer, proxy: Option<&str>) {
+    let through = proxy.map_or_else(String::new, |proxy| format!(" through {proxy}"));
+    report.say(check, Verdict::Ok, format!("{} answered{through} in {} ms", relay.address, answer.took.as_millis()), None);
 }
 
 fn check_clock(report: &mut Report, skew_ms: Option<i64>) {
@@ -300,6 +321,7 @@ fn check_user(report: &mut Report, root: bool, allow_root: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use cortex_runtime::reach::NetworkConfig;
     use cortex_wire::key::SecretKey;
 
     fn relay(address: &str) -> RelayEndpoint {
@@ -307,39 +329,66 @@ mod tests {
     }
 
     fn subject(dir: &Path, relays: Vec<RelayEndpoint>) -> Subject {
-        Subject { relays, state_dir: dir.join("state"), workspace_dir: dir.join("work"), allow_root: true, invite_fault: None }
+        Subject {
+            relays,
+            state_dir: dir.join("state"),
+            workspace_dir: dir.join("work"),
+            allow_root: true,
+            invite_fault: None,
+            network: Arc::default(),
+            transport: Transport::Auto,
+        }
     }
 
     fn verdict(report: &Report, check: &str) -> Verdict {
         report.findings.iter().find(|finding| finding.check == check).unwrap_or_else(|| panic!("{check} in {report}")).verdict
     }
 
-    async fn unreachable(_: &RelayEndpoint) -> Result<Answer, String> {
+    async fn unreachable(_: &RelayEndpoint, _: Transport) -> Result<Answer, String> {
         panic!("nobody to ask")
     }
 
     #[tokio::test]
     async fn a_machine_in_order_has_no_failure() {
         let dir = tempfile::tempdir().unwrap();
-        let probe = async |_: &RelayEndpoint| {
+        let probe = async |_: &RelayEndpoint, _: Transport| {
             Ok(Answer { took: Duration::from_millis(3), server_time_ms: Some(clock::now_ms() + 5), refused: None })
         };
         let report = examine(&subject(dir.path(), vec![relay("127.0.0.1:1")]), probe).await;
         assert!(report.is_sound(), "{report}");
-        for check in ["name", "udp", "clock", "state", "workspace"] {
+        for check in ["name", "udp", "tcp", "clock", "state", "workspace"] {
             assert_eq!(verdict(&report, check), Verdict::Ok, "{report}");
         }
-        assert_eq!(verdict(&report, "tcp"), Verdict::Info);
+    }
+
+    #[tokio::test]
+    async fn one_way_to_a_relay_is_enough_and_the_other_is_still_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (works, fails) in [(Transport::Udp, "tcp"), (Transport::Tcp, "udp")] {
+            let probe = async |_: &RelayEndpoint, transport: Transport| {
+                let answer = Answer { took: Duration::from_millis(3), server_time_ms: None, refused: None };
+                if transport == works { Ok(answer) } else { Err("no answer".to_owned()) }
+            };
+            let report = examine(&subject(dir.path(), vec![relay("127.0.0.1:1")]), probe).await;
+            assert!(report.is_sound() && verdict(&report, fails) == Verdict::Warn, "{report}");
+        }
+        let config = NetworkConfig { proxy: Some("http://u:secret@proxy.example:3128".into()), ..NetworkConfig::default() };
+        let network = Network::new(&config).unwrap();
+        let probe = async |_: &RelayEndpoint, _: Transport| Err("no answer".to_owned());
+        let report =
+            examine(&Subject { network, transport: Transport::Tcp, ..subject(dir.path(), vec![relay("relay.invalid:1")]) }, probe).await;
+        assert_eq!((verdict(&report, "name"), verdict(&report, "proxy")), (Verdict::Info, Verdict::Fail), "{report}");
+        assert!(!report.to_string().contains("secret") && report.findings.iter().all(|finding| finding.check != "udp"), "{report}");
     }
 
     #[tokio::test]
     async fn what_fails_says_how_to_fix_it() {
         let dir = tempfile::tempdir().unwrap();
-        let probe = async |_: &RelayEndpoint| Err("no answer".to_owned());
+        let probe = async |_: &RelayEndpoint, _: Transport| Err("no answer".to_owned());
         let report = examine(&subject(dir.path(), vec![relay("127.0.0.1:1")]), probe).await;
         assert!(!report.is_sound());
         let udp = report.findings.iter().find(|finding| finding.check == "udp").unwrap();
-        assert!(udp.verdict == Verdict::Fail && udp.fix.as_ref().is_some_and(|fix| fix.contains("firewall")));
+        assert!(udp.verdict == Verdict::Fail && udp.fix.as_ref().is_some_and(|fix| fix.contains("administrator")));
         assert!(report.to_string().contains("FAIL  udp"));
         let report = examine(&subject(dir.path(), vec![]), unreachable).await;
         assert_eq!(verdict(&report, "hub"), Verdict::Fail);

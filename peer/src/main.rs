@@ -22,6 +22,7 @@ use cortex_peer::{
 use cortex_runtime::{
     clock,
     lifecycle::{Lifecycle, exit},
+    reach::{Network, NetworkConfig},
     telemetry,
 };
 use cortex_wire::{
@@ -325,6 +326,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         tasks: tasks.clone(),
         mirror: mirror.clone(),
         remember: Box::new(remember(state, config, tasks.clone(), membership)),
+        network: settings.network().or_exit(exit::USAGE)?,
         max_retries: settings.max_retries,
         lifecycle,
     };
@@ -437,15 +439,18 @@ fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: boo
         allow_root: allow_root || settings.allow_root,
         invite_fault: invite.as_ref().and_then(|read| read.as_ref().err()).map(ToString::to_string),
         state_dir: folder.clone(),
+        network: settings.network().or_exit(exit::USAGE)?,
+        transport: settings.network.transport,
     };
     // A stranger's key does for a handshake. The node's own is not made by looking, and a peer that runs would lose its link to it.
     let own = if state::holder_of(&folder).is_some() { None } else { state::key_in(&folder).ok().flatten() };
     let is_own = own.is_some();
     let key = own.unwrap_or_else(|| SecretKey::from_seed(clock::random()));
-    let report = runtime()?.block_on(doctor::examine(&subject, async |relay| {
+    let report = runtime()?.block_on(doctor::examine(&subject, async |relay, transport| {
         let hub = hub.unwrap_or_else(|| key.public().into());
         let since = Instant::now();
-        let answer = mesh::probe(relay, &hub, &key).await.map_err(|error| error.to_string())?;
+        let network = Network::new(&NetworkConfig { transport, ..settings.network.clone() }).map_err(|error| error.to_string())?;
+        let answer = mesh::probe(relay, &hub, &key, &network).await.map_err(|error| error.to_string())?;
         Ok(doctor::Answer {
             took: since.elapsed(),
             server_time_ms: Some(answer.server_time_ms).filter(|time| *time > 0),

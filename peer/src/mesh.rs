@@ -25,6 +25,7 @@ use cortex_runtime::{
     lifecycle::Lifecycle,
     link::{self, LinkError},
     quic::{self, Prefix},
+    reach::{self, Network},
     socket::{NodeSocket, Role},
 };
 use cortex_wire::{
@@ -32,7 +33,7 @@ use cortex_wire::{
     id::{HubId, NodeId},
     invite::{RelayEndpoint, Terms},
     key::SecretKey,
-    route::{RelayTag, Route},
+    route::Route,
     schema::{Capabilities, HealthReport, Invite, LinkRefused, SandboxPolicy},
 };
 use quinn::{Endpoint, VarInt};
@@ -89,6 +90,8 @@ pub struct MeshOptions {
     pub mirror: Mirror,
     /// Called after each registration with what should be kept for the next start.
     pub remember: Remember,
+    /// How relays are reached.
+    pub network: Arc<Network>,
     /// Tries in a row before giving up; `None`: never.
     pub max_retries: Option<u32>,
     /// Start and stop.
@@ -171,13 +174,11 @@ pub struct Probed {
 ///
 /// # Errors
 /// Why there was no answer.
-pub async fn probe(relay: &RelayEndpoint, hub: &HubId, key: &SecretKey) -> Result<Probed, LinkError> {
+pub async fn probe(relay: &RelayEndpoint, hub: &HubId, key: &SecretKey, network: &Arc<Network>) -> Result<Probed, LinkError> {
     let failed = |source| LinkError::Resolve { address: relay.address.clone(), source };
     let socket = NodeSocket::bind(Role::Peer).map_err(failed)?;
     let endpoint = endpoint(&socket, key).map_err(failed)?;
-    let address = link::resolve(relay).await?;
-    let virtual_address = socket.relay_path(RelayTag::of(relay.id.key()), address);
-    match link::dial(&endpoint, virtual_address, relay, key, link::hello(AGENT, hub, None)).await {
+    match reach::reach(&endpoint, &socket, network, relay, key, link::hello(AGENT, hub, None)).await {
         Ok(link) => Ok(Probed { server_time_ms: link.welcome.server_time_ms, refused: None }),
         Err(LinkError::Refused(refused)) => Ok(Probed { server_time_ms: 0, refused: Some(refused) }),
         Err(error) => Err(error),
@@ -194,6 +195,7 @@ fn endpoint(socket: &Arc<NodeSocket>, key: &SecretKey) -> std::io::Result<Endpoi
 pub(crate) struct Mesh {
     pub(crate) options: MeshOptions,
     pub(crate) endpoint: Endpoint,
+    pub(crate) dialler: Dialler,
     pub(crate) links: Links,
     /// What the hub signs tasks for; another one for each connection.
     pub(crate) boot_nonce: [u8; 32],
@@ -206,15 +208,17 @@ impl Mesh {
         let setup = |error: std::io::Error| MeshError::Setup(error.to_string());
         let socket = NodeSocket::bind(Role::Peer).map_err(setup)?;
         let endpoint = endpoint(&socket, &options.key).map_err(setup)?;
+        let dialler =
+            Dialler { endpoint: endpoint.clone(), socket, key: options.key.clone(), hub: options.hub, network: options.network.clone() };
         let links = Links::start(LinksOptions {
-            dialler: Dialler { endpoint: endpoint.clone(), socket, key: options.key.clone(), hub: options.hub },
+            dialler: dialler.clone(),
             relays: options.relays.clone(),
             fixed: options.fixed_relays,
             invite: options.invite.as_ref().map(|(invite, _)| invite.clone()),
             mirror: options.mirror.clone(),
             max_retries: options.max_retries,
         });
-        Ok(Self { options, endpoint, links, boot_nonce: clock::random(), backoff: Backoff::default(), tries: 0 })
+        Ok(Self { options, endpoint, dialler, links, boot_nonce: clock::random(), backoff: Backoff::default(), tries: 0 })
     }
 
     async fn keep_connected(&mut self) -> Result<(), MeshError> {

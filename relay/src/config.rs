@@ -16,8 +16,14 @@ pub const PREFIX: &str = "CORTEX_RELAY";
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RelayConfig {
-    /// UDP address of links and forwarded traffic.
+    /// Address of links and forwarded traffic: UDP, and TCP on the same port.
     pub listen: SocketAddr,
+    /// Where links over TCP come from a web server that ends TLS.
+    pub behind_proxy: Option<SocketAddr>,
+    /// A certificate for links over TCP, in PEM.
+    pub certificate: Option<PathBuf>,
+    /// Its key, in PEM.
+    pub certificate_key: Option<PathBuf>,
     /// `host:port` that peers and hubs dial, when it differs from `listen`.
     pub address: Option<String>,
     /// Where the relay's key is kept.
@@ -44,6 +50,9 @@ impl Default for RelayConfig {
     fn default() -> Self {
         Self {
             listen: ([0, 0, 0, 0], 4433).into(),
+            behind_proxy: None,
+            certificate: None,
+            certificate_key: None,
             address: None,
             state_dir: default_state_dir(),
             region: String::new(),

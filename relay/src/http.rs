@@ -49,6 +49,7 @@ async fn metrics(State(relay): State<Arc<Relay>>) -> String {
     };
     let one = |value| [(String::new(), value)];
     line("cortex_relay_links", "gauge", "Links of nodes and hubs.", &one(relay.links() as u64));
+    line("cortex_relay_tunnels", "gauge", "Connections over TCP that carry links.", &one(relay.tunnels() as u64));
     line(
         "cortex_relay_hubs_connected",
         "gauge",

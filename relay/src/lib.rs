@@ -7,11 +7,14 @@
 //! | --- | --- |
 //! | [`route`] | who may send where: the pure table |
 //! | [`socket`] | the UDP port: own packets to QUIC, the rest forwarded in batches |
+//! | [`tunnel`] | the same packets over TLS and WebSocket, on the TCP port of the same number |
+//! | [`certificate`] | the certificate of that TLS |
 //! | [`link`] | one node's or hub's link: handshake, admission, life |
 //! | [`chunk`] | sealed chunks: cache, and one request to the hub for many nodes |
 //! | [`tenant`] | the hubs this relay serves |
 //! | [`config`], [`http`] | the operator's side |
 
+pub mod certificate;
 pub mod chunk;
 pub mod config;
 pub mod http;
@@ -19,6 +22,7 @@ pub mod link;
 pub mod route;
 pub mod socket;
 pub mod tenant;
+pub mod tunnel;
 
 use std::{
     collections::HashMap,
@@ -33,6 +37,7 @@ use std::{
 use cortex_runtime::{
     lifecycle::Lifecycle,
     quic::{self, Prefix, Purpose},
+    udp::{self, Udp},
 };
 use cortex_wire::{
     close::CloseCode,
@@ -40,12 +45,17 @@ use cortex_wire::{
     key::{SecretKey, StatedKey},
     route::{RelayTag, Route},
 };
-use quinn::{Endpoint, Runtime as _, VarInt};
+use quinn::{AsyncUdpSocket as _, Endpoint, VarInt};
+
+use tokio::net::{TcpListener, TcpSocket};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
+    certificate::{CertificateError, CertificateFiles},
     link::LinkHandle,
     socket::{LocalPort, RelaySocket},
     tenant::{Authority, Tenant},
+    tunnel::{Door, Tls},
 };
 
 /// What this program calls itself towards others.
@@ -70,6 +80,19 @@ pub struct Options {
     pub cache_bytes: u64,
     /// How long links have to move when the relay drains.
     pub drain_ms: u64,
+    /// Links over TCP.
+    pub tcp: TcpOptions,
+}
+
+/// How links over TCP come in.
+#[derive(Debug, Clone, Default)]
+pub struct TcpOptions {
+    /// Where a web server that ends TLS passes WebSocket on to; none: TLS on the port that UDP has.
+    pub behind_proxy: Option<SocketAddr>,
+    /// A certificate for TLS; none: one is made.
+    pub certificate: Option<CertificateFiles>,
+    /// What the relay is called, for a certificate that is made.
+    pub names: Vec<String>,
 }
 
 /// Why a relay cannot start.
@@ -83,6 +106,17 @@ pub enum StartError {
         /// Why.
         source: std::io::Error,
     },
+    /// The TCP port cannot be had.
+    #[error("cannot listen on TCP {address}; if a web server has the port, let it pass WebSocket on and say where with --behind-proxy")]
+    BindTcp {
+        /// What was asked for.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is no certificate for links over TCP.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// TLS refuses the configuration.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
@@ -102,10 +136,12 @@ pub struct Relay {
     bytes_per_second: u64,
     drain_ms: u64,
     chunks: Arc<chunk::Cache>,
+    door: Mutex<Option<Door>>,
+    pub(crate) stopped: CancellationToken,
 }
 
 impl Relay {
-    /// Binds the port. Nothing is accepted before [`Relay::run`].
+    /// Binds the port, UDP and TCP. Nothing is accepted before [`Relay::run`].
     ///
     /// # Errors
     /// [`StartError`].
@@ -113,7 +149,11 @@ impl Relay {
         let bind_error = |source| StartError::Bind { address: options.listen, source };
         let id = RelayId::from(options.key.public());
         let tag = RelayTag::of(id.key());
-        let udp = quic::bind_udp(options.listen).and_then(|udp| quinn::TokioRuntime.wrap_udp_socket(udp)).map_err(bind_error)?;
+        let (udp, listeners) = bind(options.listen, options.tcp.behind_proxy)?;
+        let tls = match options.tcp.behind_proxy {
+            Some(_) => None,
+            None => Some(Tls(certificate::acceptor(options.tcp.certificate, options.tcp.names)?)),
+        };
         let socket = Arc::new(RelaySocket::new(udp, tag));
         // From the identity: a restarted relay can tell its old links at once that they are gone.
         let reset_key = blake3::derive_key("cortex-mesh v1 relay reset key", &options.key.to_seed());
@@ -137,6 +177,8 @@ impl Relay {
             bytes_per_second: options.bytes_per_second,
             drain_ms: options.drain_ms,
             chunks: chunk::Cache::new(options.cache_bytes),
+            door: Mutex::new(Some(Door { listeners, tls })),
+            stopped: CancellationToken::new(),
         }))
     }
 
@@ -178,6 +220,11 @@ impl Relay {
         (self.links() as u64 * 2).min(most)
     }
 
+    /// Links and strangers over TCP right now.
+    pub fn tunnels(&self) -> usize {
+        self.socket.tunnels()
+    }
+
     /// The hubs this relay serves, and whether each is connected.
     pub fn hubs(&self) -> Vec<(HubId, bool)> {
         self.tenants.values().map(|tenant| (tenant.hub(), tenant.authority().is_some())).collect()
@@ -202,6 +249,9 @@ impl Relay {
     /// Accepts links until the lifecycle stops. While draining, links are told to go elsewhere.
     pub async fn run(self: Arc<Self>, lifecycle: Lifecycle) {
         let sweeper = tokio::spawn(link::follow_moves(self.clone()));
+        if let Some(door) = self.door.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            tunnel::serve(&self, door, &lifecycle);
+        }
         loop {
             let incoming = tokio::select! {
                 incoming = self.endpoint.accept() => incoming,
@@ -214,6 +264,7 @@ impl Relay {
         self.endpoint.close(VarInt::from_u32(CloseCode::ShuttingDown.number()), CloseCode::ShuttingDown.text().as_bytes());
         // Long enough for the close frames to leave.
         let _ = tokio::time::timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
+        self.stopped.cancel();
     }
 
     /// Ends the link of a node, as its hub demands. The close code tells the node why.
@@ -228,4 +279,37 @@ impl Relay {
     fn next_link(&self) -> u64 {
         self.next_link.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// Binds UDP and TCP to the same port number; the system chooses one that is free in both when it is 0.
+fn bind(listen: SocketAddr, behind_proxy: Option<SocketAddr>) -> Result<(Arc<Udp>, Vec<TcpListener>), StartError> {
+    const TRIES: u32 = 16;
+    let udp_error = |source| StartError::Bind { address: listen, source };
+    let mut tries = 0;
+    loop {
+        let udp = Udp::bind(listen).map_err(udp_error)?;
+        let mut own = listen;
+        own.set_port(udp.local_addr().map_err(udp_error)?.port());
+        let address = behind_proxy.unwrap_or(own);
+        match bind_tcp(address) {
+            Err(_) if listen.port() == 0 && behind_proxy.is_none() && tries < TRIES => tries += 1,
+            bound => {
+                let twin = udp::twin(address, address.port()).and_then(|twin| bind_tcp(twin).ok());
+                return Ok((udp, [bound?].into_iter().chain(twin).collect()));
+            }
+        }
+    }
+}
+
+fn bind_tcp(address: SocketAddr) -> Result<TcpListener, StartError> {
+    let listen = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        socket.set_reuseaddr(true)?;
+        if address.is_ipv6() {
+            socket2::SockRef::from(&socket).set_only_v6(true)?;
+        }
+        socket.bind(address)?;
+        socket.listen(1024)
+    };
+    listen().map_err(|source| StartError::BindTcp { address, source })
 }

@@ -155,6 +155,11 @@ impl Arrival {
         Ok(Self { relay: relay.clone(), connection: connection.clone(), reader, writer: FrameWriter::new(send), key, hello })
     }
 
+    /// Where on the network the caller is.
+    fn origin(&self) -> SocketAddr {
+        self.relay.socket.origin(self.connection.remote_address())
+    }
+
     async fn live(mut self, lifecycle: Lifecycle) {
         let route = Route::of(&self.key);
         let admitted = if lifecycle.is_draining() {
@@ -164,7 +169,7 @@ impl Arrival {
         };
         match admitted {
             Err(refused) => {
-                tracing::info!(code = refused.code, from = %self.connection.remote_address(), key = self.key.short(), "a link was refused");
+                tracing::info!(code = refused.code, from = %self.origin(), key = self.key.short(), "a link was refused");
                 let answer = LinkAnswer { answer: Some(link_answer::Answer::Refused(refused)) };
                 if self.writer.send(&answer).await.is_ok() {
                     let _ = self.writer.inner_mut().finish();
@@ -223,7 +228,7 @@ impl Arrival {
         let admission = Admission {
             request: 0,
             node_key: self.key.to_bytes(),
-            observed_address: self.connection.remote_address().to_string(),
+            observed_address: self.origin().to_string(),
             agent: text::clean(&self.hello.agent, limits::NAME_BYTES),
             invite,
         };
@@ -272,7 +277,7 @@ impl Arrival {
             version: PROTOCOL_VERSION,
             agent: AGENT.into(),
             region: self.relay.region.clone(),
-            observed_address: self.connection.remote_address().to_string(),
+            observed_address: self.origin().to_string(),
             server_time_ms: clock::now_ms(),
             ticket,
             relay_id: self.relay.id.to_string(),
@@ -295,7 +300,7 @@ impl Arrival {
         if self.welcome(instance, fresh).await.is_err() {
             return;
         }
-        tracing::debug!(node = self.key.short(), address = %self.connection.remote_address(), "a node is linked");
+        tracing::debug!(node = self.key.short(), address = %self.origin(), "a node is linked");
         let sessions = watch::Sender::new(grant.sessions.clone());
         self.serve_chunks(&tenant, sessions.subscribe());
         let mut told_to_move = false;
@@ -372,7 +377,7 @@ impl Arrival {
         quic::widen(&self.connection, 0, limits::RELAY_CHUNK_STREAMS);
         let hub = LinkedHub::new(frames, self.connection.clone());
         tenant.connect(entered.number, ticket_key, instance, hub.clone() as Arc<dyn Authority>);
-        tracing::info!(hub = %tenant.hub(), address = %self.connection.remote_address(), "the hub is linked");
+        tracing::info!(hub = %tenant.hub(), address = %self.origin(), "the hub is linked");
         let mut told_to_drain = false;
         let reason = loop {
             let frame = tokio::select! {

@@ -5,7 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cortex_relay::{
-    Options, Relay,
+    Options, Relay, TcpOptions,
+    certificate::CertificateFiles,
     config::{EXAMPLE, PREFIX, RelayConfig},
     http,
 };
@@ -50,9 +51,12 @@ struct Serve {
     /// The configuration file.
     #[arg(long, value_name = "FILE", env = "CORTEX_RELAY_CONFIG")]
     config: Option<PathBuf>,
-    /// UDP address to listen on [default: 0.0.0.0:4433].
+    /// Address to listen on, UDP and TCP [default: 0.0.0.0:4433].
     #[arg(long, value_name = "IP:PORT")]
     listen: Option<SocketAddr>,
+    /// Where a web server that has the TCP port passes WebSocket on to, without TLS.
+    #[arg(long, value_name = "IP:PORT")]
+    behind_proxy: Option<SocketAddr>,
     /// host:port that others dial, when it is not the listening address.
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
@@ -81,6 +85,7 @@ impl Serve {
         settings.region = self.region.unwrap_or(settings.region);
         settings.state_dir = self.state_dir.unwrap_or(settings.state_dir);
         settings.http = self.http.or(settings.http);
+        settings.behind_proxy = self.behind_proxy.or(settings.behind_proxy);
         settings.log.filter = self.log.unwrap_or(settings.log.filter);
         if !self.hubs.is_empty() {
             settings.hubs = self.hubs;
@@ -124,6 +129,13 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
 
 async fn run(settings: RelayConfig) -> anyhow::Result<()> {
     let key = keyfile::load_or_create(&settings.state_dir.join("relay.key"))?;
+    let certificate = match (settings.certificate, settings.certificate_key) {
+        (Some(chain), Some(key)) => Some(CertificateFiles { chain, key }),
+        (None, None) => None,
+        _ => anyhow::bail!("`certificate` and `certificate_key` in the configuration belong together; set both or none"),
+    };
+    let name =
+        settings.address.as_deref().and_then(|address| address.rsplit_once(':')).map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
     let relay = Relay::bind(Options {
         listen: settings.listen,
         key,
@@ -133,6 +145,7 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
         bytes_per_second: settings.bytes_per_second,
         cache_bytes: settings.cache_bytes,
         drain_ms: settings.drain_ms,
+        tcp: TcpOptions { behind_proxy: settings.behind_proxy, certificate, names: name.into_iter().collect() },
     })?;
     let lifecycle = Lifecycle::new();
     tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));

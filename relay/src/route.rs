@@ -15,7 +15,7 @@ use cortex_wire::route::Route;
 
 /// Where packets for a route go.
 pub enum Place<L> {
-    /// Out of the UDP port.
+    /// Out of the UDP port, or into the tunnel that has this address.
     Udp(SocketAddr),
     /// To a hub in this process.
     Local(Arc<L>),

@@ -2,22 +2,28 @@
 //!
 //! Forwarding happens where packets are received, without another task or queue (measured: 9 packets a send, 1.2 CPU seconds per GB). A full socket drops,
 //! like any router. The packets of a hub in this process cross a [`LocalPort`], bounded in bytes.
+//!
+//! A tunnel over TCP (see [`crate::tunnel`]) is one more place, under an address that no real packet comes from: its packets pass the same table.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, hash_map::Entry},
     fmt,
     io::{self, IoSliceMut},
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Instant,
 };
 
-use cortex_runtime::socket::Port;
+use cortex_runtime::{
+    packet::{Batch, Inbox, Malformed, Outbox, batches},
+    socket::Port,
+    tunnel::{address_of, is_virtual},
+};
 use cortex_wire::route::{Destination, RelayTag, Route, destination};
 use quinn::{
     AsyncUdpSocket, UdpPoller,
@@ -30,6 +36,9 @@ use crate::route::{Drop, Place, RouteTable};
 /// Most segments and bytes that one send with segmentation offload may hold.
 const BATCH_SEGMENTS: usize = 64;
 const BATCH_BYTES: usize = 65_000;
+
+/// Packets for the relay itself from tunnels that wait for QUIC.
+const INBOX_BYTES: usize = 1 << 20;
 
 /// What passed and what did not.
 #[derive(Debug, Default)]
@@ -59,15 +68,82 @@ pub struct RelaySocket {
     udp: Arc<dyn AsyncUdpSocket>,
     tag: RelayTag,
     table: RwLock<RouteTable<LocalPort>>,
+    tunnels: RwLock<HashMap<SocketAddr, Tunnelled>>,
+    next_tunnel: AtomicU32,
+    inbox: Inbox,
     /// Wakes whoever follows links to new addresses.
     pub(crate) moved: Notify,
     /// What passed and what did not.
     pub counters: Counters,
 }
 
+/// The relay's end of a tunnel.
+struct Tunnelled {
+    outbox: Arc<Outbox>,
+    /// Where its TCP connection comes from.
+    origin: SocketAddr,
+}
+
 impl RelaySocket {
     pub(crate) fn new(udp: Arc<dyn AsyncUdpSocket>, tag: RelayTag) -> Self {
-        Self { udp, tag, table: RwLock::default(), moved: Notify::new(), counters: Counters::default() }
+        Self {
+            udp,
+            tag,
+            table: RwLock::default(),
+            tunnels: RwLock::default(),
+            next_tunnel: AtomicU32::default(),
+            inbox: Inbox::new(INBOX_BYTES),
+            moved: Notify::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Gives a tunnel an address, under which its packets arrive and to which others are sent.
+    pub(crate) fn open_tunnel(&self, outbox: Arc<Outbox>, origin: SocketAddr) -> SocketAddr {
+        let mut tunnels = self.tunnels.write().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let address = address_of(self.next_tunnel.fetch_add(1, Relaxed));
+            if let Entry::Vacant(free) = tunnels.entry(address) {
+                free.insert(Tunnelled { outbox, origin });
+                return address;
+            }
+        }
+    }
+
+    pub(crate) fn close_tunnel(&self, address: &SocketAddr) {
+        self.tunnels.write().unwrap_or_else(PoisonError::into_inner).remove(address);
+    }
+
+    /// Tunnels right now.
+    pub(crate) fn tunnels(&self) -> usize {
+        self.tunnels.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Where on the network an address leads: what is behind it when it is a tunnel's.
+    pub(crate) fn origin(&self, address: SocketAddr) -> SocketAddr {
+        let tunnels = self.tunnels.read().unwrap_or_else(PoisonError::into_inner);
+        tunnels.get(&address).map_or(address, |tunnel| tunnel.origin)
+    }
+
+    /// Whether an admitted link has this address.
+    pub(crate) fn knows(&self, address: &SocketAddr) -> bool {
+        self.table().knows(address)
+    }
+
+    /// Takes a message of a tunnel, as if its packets had come in at the port, and says how many bytes were for the relay itself.
+    pub(crate) fn arrived(&self, message: &[u8], from: SocketAddr) -> Result<usize, Malformed> {
+        let (now, mut own) = (Instant::now(), 0);
+        for mut batch in batches(message, from)? {
+            let mut meta = RecvMeta { addr: from, len: batch.data.len(), stride: batch.stride, ..RecvMeta::default() };
+            self.sort(&self.table(), &mut batch.data, &mut meta, now);
+            batch.data.truncate(meta.len);
+            own += meta.len;
+            let packets = meta.len.div_ceil(batch.stride);
+            if packets > 0 && self.inbox.push(batch).is_err() {
+                self.counters.drop(Drop::Full, packets);
+            }
+        }
+        Ok(own)
     }
 
     pub(crate) fn table_mut(&self) -> RwLockWriteGuard<'_, RouteTable<LocalPort>> {
@@ -111,8 +187,8 @@ impl RelaySocket {
     fn pass(&self, table: &RouteTable<LocalPort>, run: &[u8], meta: &RecvMeta, stride: usize, route: Route, now: Instant) {
         let packets = run.len().div_ceil(stride);
         let passed = table.forward(&meta.addr, route, run.len(), now).and_then(|place| match place {
-            Place::Udp(address) => self.send(*address, run, stride, meta.ecn).map_err(|_| Drop::Full),
-            Place::Local(port) => port.push(run, stride, meta.ecn),
+            Place::Udp(address) => self.send(*address, run, stride, meta.ecn).map_err(|error| reason(&error)),
+            Place::Local(port) => port.push(run, stride, meta),
         });
         match passed {
             Ok(()) => self.count(packets, run.len()),
@@ -120,7 +196,13 @@ impl RelaySocket {
         }
     }
 
+    /// Out of the UDP port, or into a tunnel; a tunnel never asks to wait.
     fn send(&self, address: SocketAddr, run: &[u8], stride: usize, ecn: Option<EcnCodepoint>) -> io::Result<()> {
+        if is_virtual(&address) {
+            let tunnels = self.tunnels.read().unwrap_or_else(PoisonError::into_inner);
+            let tunnel = tunnels.get(&address).ok_or(io::ErrorKind::NotConnected)?;
+            return tunnel.outbox.push(run, stride).map_err(io::Error::other);
+        }
         let segment_size = (run.len() > stride).then_some(stride);
         self.udp.try_send(&Transmit { destination: address, ecn, contents: run, segment_size, src_ip: None })
     }
@@ -129,6 +211,10 @@ impl RelaySocket {
         self.counters.packets.fetch_add(packets as u64, Relaxed);
         self.counters.bytes.fetch_add(bytes as u64, Relaxed);
     }
+}
+
+fn reason(error: &io::Error) -> Drop {
+    if error.kind() == io::ErrorKind::NotConnected { Drop::NoRoute } else { Drop::Full }
 }
 
 /// Where the run of segments to `route` that begins at `at` ends.
@@ -156,13 +242,18 @@ impl AsyncUdpSocket for RelaySocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        match self.udp.try_send(transmit) {
+        let stride = transmit.segment_size.unwrap_or(transmit.contents.len());
+        match self.send(transmit.destination, transmit.contents, stride, transmit.ecn) {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => Ok(()), // for QUIC, path errors are loss
             result => result,
         }
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+        // Half of the buffers at most, so that tunnels do not starve the port.
+        let half = bufs.len().div_ceil(2);
+        let tunnelled = self.inbox.poll(cx, &mut bufs[..half], meta);
+        let (bufs, meta) = (&mut bufs[tunnelled..], &mut meta[tunnelled..]);
         // Bounded, so that links, timers and other tasks get their turn under load.
         for _ in 0..16 {
             let received = match self.udp.poll_recv(cx, bufs, meta) {
@@ -171,18 +262,25 @@ impl AsyncUdpSocket for RelaySocket {
                     tracing::debug!(%error, "the socket could not receive");
                     break;
                 }
+                Poll::Pending if tunnelled > 0 => return Poll::Ready(Ok(tunnelled)),
                 Poll::Pending => return Poll::Pending,
             };
             let table = self.table();
             let now = Instant::now();
-            let mut own = 0;
+            let mut own = tunnelled;
             for (buffer, m) in bufs.iter_mut().zip(meta.iter_mut()).take(received) {
+                if is_virtual(&m.addr) {
+                    m.len = 0; // nobody is there
+                }
                 self.sort(&table, buffer, m, now);
                 own += m.len;
             }
             if own > 0 {
-                return Poll::Ready(Ok(received));
+                return Poll::Ready(Ok(tunnelled + received));
             }
+        }
+        if tunnelled > 0 {
+            return Poll::Ready(Ok(tunnelled));
         }
         cx.waker().wake_by_ref();
         Poll::Pending
@@ -209,20 +307,7 @@ impl AsyncUdpSocket for RelaySocket {
 pub struct LocalPort {
     relay: Arc<RelaySocket>,
     tenant: usize,
-    queue: Mutex<Queue>,
-}
-
-#[derive(Default)]
-struct Queue {
-    batches: VecDeque<Batch>,
-    bytes: usize,
-    waker: Option<Waker>,
-}
-
-struct Batch {
-    data: Vec<u8>,
-    stride: usize,
-    ecn: Option<EcnCodepoint>,
+    inbox: Inbox,
 }
 
 impl LocalPort {
@@ -230,21 +315,11 @@ impl LocalPort {
     const QUEUE_BYTES: usize = 4 << 20;
 
     pub(crate) fn new(relay: Arc<RelaySocket>, tenant: usize) -> Arc<Self> {
-        Arc::new(Self { relay, tenant, queue: Mutex::default() })
+        Arc::new(Self { relay, tenant, inbox: Inbox::new(Self::QUEUE_BYTES) })
     }
 
-    fn push(&self, run: &[u8], stride: usize, ecn: Option<EcnCodepoint>) -> Result<(), Drop> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        if queue.bytes + run.len() > Self::QUEUE_BYTES {
-            return Err(Drop::Full);
-        }
-        queue.bytes += run.len();
-        queue.batches.push_back(Batch { data: run.to_vec(), stride, ecn });
-        if let Some(waker) = queue.waker.take() {
-            drop(queue);
-            waker.wake();
-        }
-        Ok(())
+    fn push(&self, run: &[u8], stride: usize, meta: &RecvMeta) -> Result<(), Drop> {
+        self.inbox.push(Batch { data: run.to_vec(), stride, ecn: meta.ecn, from: meta.addr }).map_err(|_| Drop::Full)
     }
 }
 
@@ -267,7 +342,7 @@ impl Port for LocalPort {
             Ok(Place::Udp(address)) => match self.relay.send(address, transmit.contents, stride, transmit.ecn) {
                 Ok(()) => self.relay.count(packets, transmit.contents.len()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-                Err(_) => self.relay.counters.drop(Drop::Full, packets),
+                Err(error) => self.relay.counters.drop(reason(&error), packets),
             },
             Ok(Place::Local(_)) => self.relay.counters.drop(Drop::NotAllowed, packets),
             Err(reason) => self.relay.counters.drop(reason, packets),
@@ -276,22 +351,10 @@ impl Port for LocalPort {
     }
 
     fn poll_recv(&self, cx: &mut Context<'_>, bufs: &mut [IoSliceMut<'_>], meta: &mut [RecvMeta]) -> Poll<usize> {
-        let mut queue = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut received = 0;
-        for (buffer, m) in bufs.iter_mut().zip(meta.iter_mut()) {
-            let Some(batch) = queue.batches.pop_front() else { break };
-            queue.bytes -= batch.data.len();
-            // A receiver without offload has small buffers; quinn sizes them by `max_segments`, so a batch always fits.
-            let len = batch.data.len().min(buffer.len());
-            buffer[..len].copy_from_slice(&batch.data[..len]);
-            *m = RecvMeta { len, stride: batch.stride, ecn: batch.ecn, ..RecvMeta::default() };
-            received += 1;
+        match self.inbox.poll(cx, bufs, meta) {
+            0 => Poll::Pending,
+            received => Poll::Ready(received),
         }
-        if received > 0 {
-            return Poll::Ready(received);
-        }
-        queue.waker = Some(cx.waker().clone());
-        Poll::Pending
     }
 
     fn poller(&self) -> Pin<Box<dyn UdpPoller>> {

@@ -110,6 +110,8 @@ pub struct Presence {
     pub rtt_us: Option<u64>,
     /// The same through the standby.
     pub standby_rtt_us: Option<u64>,
+    /// What carries its packets: "relay", "tcp".
+    pub path: Option<String>,
     /// Its last heartbeat.
     pub health: Option<Value>,
     /// How its last connection ended.

@@ -4,6 +4,7 @@
 //! reached as well.
 
 use bytes::{Bytes, BytesMut};
+use cortex_runtime::packet;
 use cortex_wire::{
     frame,
     id::{HubId, NodeId, SessionId},
@@ -36,7 +37,7 @@ use prost::Message;
 pub type Decoder = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Decoder; 10] = [
+pub const ALL: [Decoder; 11] = [
     ("frames", frames),
     ("invites", invites),
     ("tickets", tickets),
@@ -44,6 +45,7 @@ pub const ALL: [Decoder; 10] = [
     ("tasks", tasks),
     ("policies", policies),
     ("packets", packets),
+    ("batches", batches),
     ("texts", texts),
     ("workspaces", workspaces),
     ("chunks", chunks),
@@ -186,6 +188,14 @@ fn chunks(bytes: &[u8]) {
 
 fn packets(bytes: &[u8]) {
     let _ = route::destination(bytes);
+}
+
+/// Messages of a tunnel: what was taken is what was sent, and every packet leads somewhere or nowhere.
+fn batches(bytes: &[u8]) {
+    let Ok(batches) = packet::batches(bytes, ([127, 0, 0, 1], 1).into()) else { return };
+    let packets: Vec<&[u8]> = batches.iter().flat_map(|batch| batch.data.chunks(batch.stride)).collect();
+    assert_eq!(packets.iter().map(|packet| packet.len() + 2).sum::<usize>(), bytes.len());
+    packets.into_iter().for_each(|packet| _ = route::destination(packet));
 }
 
 fn texts(bytes: &[u8]) {

@@ -35,6 +35,8 @@ pub struct HubOptions {
     pub root: Option<SecretKey>,
     /// Where it keeps contents of workspaces; none: in its data directory.
     pub mirror_dir: Option<PathBuf>,
+    /// Further settings: an object, or null.
+    pub settings: Value,
 }
 
 impl HubOptions {
@@ -209,12 +211,15 @@ impl Hub {
 }
 
 fn configure(options: &HubOptions, home: &TempDir, http_port: u16, relay_port: u16) -> Result<()> {
-    let settings = json!({
+    let mut settings = json!({
         "data_dir": home.path().join("data"),
         "mirror_dir": options.mirror_dir,
         "listen": format!("127.0.0.1:{http_port}"),
         "relay": {"listen": format!("127.0.0.1:{relay_port}")},
     });
+    if let (Some(settings), Some(further)) = (settings.as_object_mut(), options.settings.as_object()) {
+        settings.extend(further.clone());
+    }
     // JSON is YAML.
     Ok(fs::write(home.path().join("hub.yaml"), settings.to_string())?)
 }

@@ -3,7 +3,7 @@
 //! ```text
 //!  hub 10.1.0.2 ── router (NAT) 203.0.113.2 ──┐
 //!                                             ├── a switch: "the internet" ── relay 203.0.113.10
-//! peer 10.2.0.2 ── router (NAT) 203.0.113.3 ──┘
+//! peer 10.2.0.2 ── router (NAT) 203.0.113.3 ──┘                    └── a machine elsewhere 203.0.113.20
 //! ```
 //! Both routers do what home routers do: what goes out is masqueraded, what nobody inside asked for is dropped. So hub and peer can
 //! meet at the relay and nowhere else; [`Lab::build`] proves that with datagrams before it hands the laboratory out.
@@ -44,6 +44,8 @@ const HUB: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 const HUB_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 2);
 const PEER_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+/// A machine on the internet that is not the relay.
+pub const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 const PEER_ROUTER_LATER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 4);
 
 /// Where in the network a program runs.
@@ -278,6 +280,7 @@ pub struct Lab {
     hub_router: Arc<Namespace>,
     internet: Arc<Namespace>,
     relay: Arc<Namespace>,
+    elsewhere: Arc<Namespace>,
     peer_router: Arc<Namespace>,
     peer: Arc<Namespace>,
 }
@@ -299,12 +302,14 @@ impl Lab {
             hub_router: Namespace::add("hub-router")?,
             internet: Namespace::add("internet")?,
             relay: Namespace::add("relay")?,
+            elsewhere: Namespace::add("elsewhere")?,
             peer_router: Namespace::add("peer-router")?,
             peer: Namespace::add("peer")?,
         };
         lab.internet.ip("link add switch type bridge")?;
         lab.internet.ip("link set switch up")?;
         lab.plug(&lab.relay, "relay", RELAY)?;
+        lab.plug(&lab.elsewhere, "elsewhere", ELSEWHERE)?;
         lab.plug(&lab.hub_router, "hub", HUB_ROUTER)?;
         lab.plug(&lab.peer_router, "peer", PEER_ROUTER)?;
         home(&lab.hub, HUB, &lab.hub_router)?;
@@ -344,6 +349,11 @@ impl Lab {
         self.relay.place()
     }
 
+    /// On the internet, at [`ELSEWHERE`].
+    pub fn elsewhere(&self) -> Place {
+        self.elsewhere.place()
+    }
+
     /// Behind the second router.
     pub fn peer(&self) -> Place {
         self.peer.place()
@@ -381,6 +391,35 @@ impl Lab {
     pub fn cut_udp(&self) -> Result<()> {
         self.peer_router
             .nft("table ip fault {\n chain pass {\n type filter hook forward priority -10;\n meta l4proto udp counter drop\n }\n }\n")
+    }
+
+    /// The peer's router drops everything from now on, until [`Lab::heal_udp`].
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn cut_all(&self) -> Result<()> {
+        self.peer_router.nft("table ip fault {\n chain pass {\n type filter hook forward priority -10;\n counter drop\n }\n }\n")
+    }
+
+    /// The peer's router passes nothing but TCP to this port of [`ELSEWHERE`].
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn only_proxy(&self, port: u16) -> Result<()> {
+        let rules = format!(
+            "table ip fault {{\n chain pass {{\n type filter hook forward priority -10;\n ct state established accept\n \
+             ip daddr {ELSEWHERE} tcp dport {port} accept\n counter drop\n }}\n }}\n"
+        );
+        self.peer_router.nft(&rules)
+    }
+
+    /// Nothing larger than this passes the peer's router and its provider, in either direction.
+    ///
+    /// # Errors
+    /// When it cannot be changed.
+    pub fn narrow(&self, mtu: u32) -> Result<()> {
+        self.peer_router.ip(&format!("link set wan mtu {mtu}"))?;
+        self.internet.ip(&format!("link set peer mtu {mtu}"))
     }
 
     /// And passes it again.

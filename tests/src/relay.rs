@@ -24,6 +24,7 @@ pub struct Relay {
     place: Place,
     listen: String,
     hubs: Vec<String>,
+    words: Vec<String>,
 }
 
 impl Relay {
@@ -40,11 +41,24 @@ impl Relay {
     /// # Errors
     /// When it does not start.
     pub async fn start_at(place: Place, address: Ipv4Addr, hubs: &[&str]) -> Result<Self> {
+        Self::start_with(place, address, hubs, &[]).await
+    }
+
+    /// A relay on loopback, with further words on its command line.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub async fn start_saying(hubs: &[&str], words: &[&str]) -> Result<Self> {
+        Self::start_with(Place::Here, Ipv4Addr::LOCALHOST, hubs, words).await
+    }
+
+    async fn start_with(place: Place, address: Ipv4Addr, hubs: &[&str], words: &[&str]) -> Result<Self> {
         let home = tempfile::tempdir()?;
         let listen = format!("{address}:{}", program::free_port()?);
-        let hubs: Vec<String> = hubs.iter().map(|hub| (*hub).to_owned()).collect();
-        let process = spawn(&place, &home, &listen, &hubs)?;
-        let mut relay = Self { process, endpoint: String::new(), home, place, listen, hubs };
+        let owned = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+        let (hubs, words): (Vec<String>, Vec<String>) = (owned(hubs), owned(words));
+        let process = spawn(&place, &home, &listen, &hubs, &words)?;
+        let mut relay = Self { process, endpoint: String::new(), home, place, listen, hubs, words };
         relay.endpoint = relay.ready().await?;
         Ok(relay)
     }
@@ -59,7 +73,7 @@ impl Relay {
     /// # Errors
     /// When it does not start.
     pub async fn restart(&mut self) -> Result<()> {
-        self.process = spawn(&self.place, &self.home, &self.listen, &self.hubs)?;
+        self.process = spawn(&self.place, &self.home, &self.listen, &self.hubs, &self.words)?;
         self.ready().await.map(drop)
     }
 
@@ -70,9 +84,10 @@ impl Relay {
     }
 }
 
-fn spawn(place: &Place, home: &TempDir, listen: &str, hubs: &[String]) -> Result<Process> {
+fn spawn(place: &Place, home: &TempDir, listen: &str, hubs: &[String], words: &[String]) -> Result<Process> {
     let mut command = program::command("cortex-relay", place, home.path())?;
     command.args(["serve", "--listen", listen, "--region", "test", "--state-dir"]).arg(home.path().join("state"));
     hubs.iter().for_each(|hub| _ = command.args(["--hub", hub]));
+    command.args(words);
     Process::start("relay", command, home.path())
 }

@@ -82,3 +82,13 @@ pub const WORKSPACE_ENTRIES: usize = 1_000_000;
 pub const HELD_WORKSPACES: usize = 512;
 /// Sessions in one ticket.
 pub const TICKET_SESSIONS: usize = 256;
+/// One message of a stream that carries packets where UDP does not get through: a batch of them, each after its length. As much as one segmented send.
+pub const STREAM_MESSAGE_BYTES: usize = 64 * 1024;
+/// A packet in such a message. QUIC endpoints here send no larger ones.
+pub const STREAM_PACKET_BYTES: usize = 1_500;
+/// Packets that wait for a stream to take them. What goes beyond is dropped, as a router would; a quarter of a second at 10 Mbit/s.
+pub const STREAM_QUEUE_BYTES: usize = 256 * 1024;
+/// What the kernel may hold of a stream besides: together they bound what a receiver that does not read costs, and how long it makes others wait.
+pub const STREAM_SOCKET_BYTES: usize = 256 * 1024;
+/// What a stream may bring before a link on it is admitted: a handshake and a hello, several times over.
+pub const STREAM_BEFORE_ADMISSION_BYTES: usize = 64 * 1024;

@@ -128,7 +128,7 @@ impl End {
         let config = quic::endpoint_config(Prefix::Route(Route::of(&root.public())), &clock::random());
         let endpoint = Endpoint::new_with_abstract_socket(config, server, socket.clone(), Arc::new(quinn::TokioRuntime))?;
         let tag = RelayTag::of(relay.id.key());
-        let address = socket.relay_path(tag, link::resolve(relay).await?);
+        let address = socket.relay_path(tag, *link::resolve(relay).await?.first().context("an address")?);
         socket.activate(tag);
         let link = link::dial(&endpoint, address, relay, key, link::hello("cortex-bench", hub, Some(credential))).await?;
         Ok(Self { endpoint, address, _link: link })
@@ -172,6 +172,7 @@ mod tests {
                     bytes_per_second: 0,
                     cache_bytes: 1 << 20,
                     drain_ms: 2_000,
+                    tcp: cortex_relay::TcpOptions::default(),
                 })?;
                 told.send(RelayEndpoint { address: relay.local_addr()?.to_string(), id: relay.id(), region: String::new() })?;
                 relay.run(life).await;

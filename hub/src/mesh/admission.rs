@@ -286,7 +286,7 @@ mod tests {
         let listen = ([127, 0, 0, 1], 0).into();
         let embedded = EmbeddedRelay { listen, address: "127.0.0.1:0".into(), key: key(99), region: String::new() };
         let (lifecycle, mut parts) = (Lifecycle::new(), Parts::new());
-        let options = NetworkOptions { embedded: Some(embedded), relays: vec![] };
+        let options = NetworkOptions { embedded: Some(embedded), relays: vec![], reach: Arc::default() };
         let network = Network::start(site.hub.clone(), options, lifecycle.clone(), &mut parts).await.unwrap();
         let relay = network.embedded().unwrap();
         let mut keys = Keys::new(session);

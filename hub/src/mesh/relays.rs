@@ -12,12 +12,12 @@ use cortex_runtime::{
     chunk,
     clock::Backoff,
     link::{self, Link, LinkError},
+    reach,
 };
 use cortex_wire::{
     close::CloseCode,
     id::NodeId,
     invite::RelayEndpoint,
-    route::RelayTag,
     schema::{AdmissionAnswer, FromRelay, HubCredential, RelayNews, RelaySight, ToRelay, from_relay, link_hello::Credential, to_relay},
     text,
 };
@@ -143,16 +143,14 @@ async fn keep_on(network: Arc<Network>, link: Arc<RelayLink>, gatekeeper: Arc<Ga
 }
 
 async fn dial(network: &Network, relay: &RelayEndpoint) -> Result<Link, LinkError> {
-    let address = link::resolve(relay).await?;
-    let virtual_address = network.socket.relay_path(RelayTag::of(relay.id.key()), address);
     let credential = HubCredential { statements: network.hub.keys.statements().to_vec(), instance: network.instance };
     let hello = link::hello(AGENT, &network.hub.id(), Some(Credential::Hub(credential)));
-    link::dial(&network.endpoint, virtual_address, relay, &network.hub.keys.transport, hello).await
+    reach::reach(&network.endpoint, &network.socket, &network.reach, relay, &network.hub.keys.transport, hello).await
 }
 
 /// Serves a link until it ends, and says why it did.
 async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> String {
-    let Link { connection, welcome, mut reader, mut writer } = dialled;
+    let Link { ref connection, welcome, mut reader, mut writer, .. } = dialled;
     let (frames, mut outgoing) = mpsc::channel(1024);
     let version = text::clean(&welcome.agent, 64);
     let up = Live {

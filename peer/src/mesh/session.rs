@@ -400,7 +400,7 @@ impl Session {
         report.relay_id = view.home.as_ref().map(|home| home.relay.id.to_string()).unwrap_or_default();
         report.rtt_us = micros(self.connection.rtt());
         (report.standby_id, report.standby_rtt_us) = view.standby.map(|(relay, rtt)| (relay.to_string(), micros(rtt))).unwrap_or_default();
-        report.path = "relay".into();
+        report.path = view.home.as_ref().map_or("relay", |home| mesh.dialler.path(&home.relay)).into();
         self.send(node_frame::Frame::Health(report)).await
     }
 

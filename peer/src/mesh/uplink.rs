@@ -9,7 +9,8 @@ use std::{
 
 use cortex_runtime::{
     link::{self, Link, LinkError},
-    socket::NodeSocket,
+    reach::{self, Network},
+    socket::{Carrier, NodeSocket},
     stream::StreamError,
 };
 use cortex_wire::{
@@ -42,6 +43,7 @@ pub(crate) struct Dialler {
     pub(crate) socket: Arc<NodeSocket>,
     pub(crate) key: SecretKey,
     pub(crate) hub: HubId,
+    pub(crate) network: Arc<Network>,
 }
 
 /// What happens on a link.
@@ -124,10 +126,17 @@ impl Uplink {
 impl Dialler {
     /// Reaches the relay, and shakes hands with it.
     async fn reach(&self, relay: &RelayEndpoint, hello: LinkHello) -> Result<(Link, SocketAddr), LinkError> {
-        let address = link::resolve(relay).await?;
-        let virtual_address = self.socket.relay_path(RelayTag::of(relay.id.key()), address);
-        let link = link::dial(&self.endpoint, virtual_address, relay, &self.key, hello).await?;
+        let link = reach::reach(&self.endpoint, &self.socket, &self.network, relay, &self.key, hello).await?;
+        let virtual_address = link.connection.remote_address();
         Ok((link, virtual_address))
+    }
+
+    /// What carries packets to a relay, as the hub is told.
+    pub(crate) fn path(&self, relay: &RelayEndpoint) -> &'static str {
+        match self.socket.carrier(RelayTag::of(relay.id.key())) {
+            Some(Carrier::Tunnel(_)) => "tcp",
+            Some(Carrier::Udp(_)) | None => "relay",
+        }
     }
 }
 

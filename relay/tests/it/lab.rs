@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
-use cortex_relay::{Options, Relay};
+use cortex_relay::{Options, Relay, TcpOptions};
 use cortex_runtime::{
     chunk::ChunkClient,
     clock,
     lifecycle::Lifecycle,
     link::{self, Link, LinkError},
     quic::{self, Prefix, Purpose},
+    reach::{Network, NetworkConfig, Transport, reach},
     socket::{NodeSocket, Role},
 };
 use cortex_wire::{
@@ -108,8 +109,18 @@ impl Member {
 impl Lab {
     /// A relay that serves these hubs.
     pub fn start(hubs: &[u8]) -> Self {
+        Self::start_with(hubs, TcpOptions::default())
+    }
+
+    /// And that takes links over TCP as it is told.
+    pub fn start_with(hubs: &[u8], tcp: TcpOptions) -> Self {
+        Self::start_at(hubs, ([127, 0, 0, 1], 0).into(), tcp)
+    }
+
+    /// At an address.
+    pub fn start_at(hubs: &[u8], listen: SocketAddr, tcp: TcpOptions) -> Self {
         let relay = Relay::bind(Options {
-            listen: ([127, 0, 0, 1], 0).into(),
+            listen,
             key: key(200),
             region: "lab".into(),
             hubs: hubs.iter().map(|hub| HubId::from(key(*hub).public())).collect(),
@@ -117,12 +128,37 @@ impl Lab {
             bytes_per_second: 0,
             cache_bytes: 16 << 20,
             drain_ms: 2_000,
+            tcp,
         })
         .unwrap();
         let lifecycle = Lifecycle::new();
         tokio::spawn(relay.clone().run(lifecycle.clone()));
-        let address = relay.local_addr().unwrap();
+        let mut address = relay.local_addr().unwrap();
+        if address.ip().is_unspecified() {
+            address.set_ip([127, 0, 0, 1].into());
+        }
         Self { relay, address, lifecycle }
+    }
+
+    /// A node that links as its network lets it.
+    pub async fn node_by(&self, hub: u8, seed: u8, at: SocketAddr, network: NetworkConfig) -> Result<(Member, Arc<NodeSocket>), LinkError> {
+        let own = key(seed);
+        let credential = Some(Credential::Ticket(self.ticket(hub, &own, 60_000)));
+        let socket = NodeSocket::bind(Role::Peer).unwrap();
+        let config = quic::endpoint_config(Prefix::Route(Route::of(&own.public())), &clock::random());
+        let endpoint = Endpoint::new_with_abstract_socket(config, None, socket.clone(), Arc::new(quinn::TokioRuntime)).unwrap();
+        let hello = link::hello("lab 0", &key(hub).public().into(), credential);
+        let link = reach(&endpoint, &socket, &Network::new(&network).unwrap(), &self.endpoint_of(at), &own, hello).await?;
+        socket.activate(RelayTag::of(self.relay.id().key()));
+        let virtual_address = link.connection.remote_address();
+        let end = Arc::new(LinkEnd { connection: link.connection.clone(), pings: AsyncMutex::new(Some(link)) });
+        Ok((Member { link: end, endpoint, virtual_address, key: own.clone(), root: own, orders: None }, socket))
+    }
+
+    /// A node that links over TCP.
+    pub async fn node_over_tcp(&self, hub: u8, seed: u8) -> Member {
+        let network = NetworkConfig { transport: Transport::Tcp, proxy: Some("none".into()), ..NetworkConfig::default() };
+        self.node_by(hub, seed, self.address, network).await.unwrap().0
     }
 
     fn endpoint_of(&self, address: SocketAddr) -> RelayEndpoint {
@@ -273,6 +309,27 @@ impl Lab {
             quinn::ConnectionError::ApplicationClosed(close) => CloseCode::from_number(close.error_code.into_inner()),
             _ => None,
         }
+    }
+
+    pub fn carrier(&self, socket: &NodeSocket) -> &'static str {
+        socket.carrier(RelayTag::of(self.relay.id().key())).expect("a carrier").label()
+    }
+
+    /// An address where TCP leads to the relay and UDP leads nowhere.
+    pub async fn tcp_only(&self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, relay) = (listener.local_addr().unwrap(), self.address);
+        let deaf = UdpSocket::bind(address).await.unwrap();
+        tokio::spawn(async move {
+            let _deaf = deaf;
+            while let Ok((mut outside, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut inside = tokio::net::TcpStream::connect(relay).await.unwrap();
+                    let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+                });
+            }
+        });
+        address
     }
 
     /// A NAT in user space in front of the relay, whose outer port can change.

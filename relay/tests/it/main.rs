@@ -4,6 +4,7 @@
 
 mod chunk;
 mod lab;
+mod tunnel;
 
 use std::time::Duration;
 

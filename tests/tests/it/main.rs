@@ -11,6 +11,7 @@
 //! | [`relay`] | relays in processes of their own |
 //! | [`failover`] | two relays, of which one dies, stops or comes back |
 //! | [`nat`] | hub and peer behind routers, and networks that change |
+//! | [`tunnel`] | networks that let no UDP through, proxies, web servers in front of relays |
 //! | [`invite`] | who may join, and who may not |
 //! | [`false_hub`] | orders that the hub never gave |
 //! | [`noise`] | nonsense on every port |
@@ -34,6 +35,7 @@ mod presence;
 mod program;
 mod relay;
 mod shell;
+mod tunnel;
 
 use std::time::Duration;
 

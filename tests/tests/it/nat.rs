@@ -15,28 +15,34 @@ use cortex_tests::{
 use crate::SOON;
 
 /// The laboratory goes last: what runs in it has ended then.
-struct Away {
-    hub: Hub,
-    peer: Peer,
-    session: String,
-    _relay: Relay,
-    lab: Lab,
+pub(crate) struct Away {
+    pub(crate) hub: Hub,
+    pub(crate) peer: Peer,
+    pub(crate) session: String,
+    pub(crate) relay: Relay,
+    pub(crate) lab: Lab,
 }
 
 impl Away {
     async fn set() -> Result<Self> {
+        Self::set_with("", |_| Ok(())).await
+    }
+
+    /// With these settings of the peer, in a network that was changed before the peer comes.
+    pub(crate) async fn set_with(settings: &str, change: impl FnOnce(&Lab) -> Result<()>) -> Result<Self> {
         let lab = Lab::build().await?;
         let root = fresh_root();
         let relay = Relay::start_at(lab.relay(), RELAY, &[&root.public().to_string()]).await?;
         let hub = Hub::start_with(HubOptions { place: lab.hub(), ..HubOptions::behind(&relay, &root) }).await?;
-        let peer = hub.enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), ..PeerOptions::default() }).await?;
+        change(&lab)?;
+        let peer = hub.enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), settings: settings.into() }).await?;
         let session = hub.session(&[&peer.node]).await?.id;
-        Ok(Self { hub, peer, session, _relay: relay, lab })
+        Ok(Self { hub, peer, session, relay, lab })
     }
 
     /// Runs a task that prints a line every 50 ms for eight seconds, does something to the network when it has begun, and checks that its
     /// output is whole.
-    async fn prints_on(&self, change: impl AsyncFnOnce(&Lab) -> Result<()>) -> Result<()> {
+    pub(crate) async fn prints_on(&self, change: impl AsyncFnOnce(&Lab) -> Result<()>) -> Result<()> {
         let task = self.hub.dispatch(&self.session, &Shell::script("for i in $(seq 1 160); do echo \"line $i\"; sleep 0.05; done")).await?;
         let begun = async || self.hub.output(&task.id, "stdout").await.ok().filter(|output| output.len() > 50);
         wait::until("some output", SOON, begun).await?;
@@ -85,7 +91,7 @@ async fn five_seconds_without_udp_cost_no_output() -> Result<()> {
 async fn a_peer_that_is_cut_off_is_shown_offline_and_comes_back_by_itself() -> Result<()> {
     let away = Away::set().await?;
     assert_eq!(away.hub.run(&away.session, &Shell::argv(["echo", "there"])).await?.stdout, "there\n");
-    away.lab.cut_udp()?;
+    away.lab.cut_all()?;
     away.hub.node_is(&away.peer.node, "offline", Duration::from_secs(10)).await?;
     away.lab.heal_udp()?;
     away.hub.node_is(&away.peer.node, "online", Duration::from_secs(20)).await?;

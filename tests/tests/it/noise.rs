@@ -8,6 +8,7 @@ use cortex_runtime::clock;
 use cortex_tests::{
     api::{Shell, problem},
     hub::Hub,
+    peer::PeerOptions,
     rogue::Rogue,
     wait,
 };
@@ -78,6 +79,33 @@ async fn nonsense_on_a_relay_s_udp_port_harms_nobody() -> Result<()> {
     let session = hub.session(&[&peer.node]).await?.id;
     prints_through(&hub, &session, shower(relay.address().parse()?)).await?;
     let newcomer = hub.enrol("newcomer").await?;
+    drop(newcomer);
+    assert!(relay.process.resident_memory()? < 64 << 20);
+    Ok(())
+}
+
+/// A stray byte, random bytes, beginnings of HTTP and TLS that are cut off, each on a connection of its own.
+async fn callers(target: SocketAddr) -> Result<()> {
+    let mut tls = vec![0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+    tls.extend(noise(505, 7));
+    let mut said: Vec<Vec<u8>> =
+        vec![vec![], vec![0], noise(1_000, 0x16), noise(100_000, 0), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()];
+    said.extend((1..tls.len()).step_by(50).map(|len| tls[..len].to_vec()));
+    for bytes in said {
+        let mut caller = TcpStream::connect(target).await?;
+        let _ = caller.write_all(&bytes).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn nonsense_on_a_relay_s_tcp_port_harms_nobody() -> Result<()> {
+    let (hub, relay) = Hub::start_with_relay().await?;
+    let peer = hub.enrol("machine").await?;
+    let session = hub.session(&[&peer.node]).await?.id;
+    prints_through(&hub, &session, callers(relay.address().parse()?)).await?;
+    let settings = "network:\n  transport: tcp\n".to_owned();
+    let newcomer = hub.enrol_with(PeerOptions { name: "newcomer".into(), settings, ..PeerOptions::default() }).await?;
     drop(newcomer);
     assert!(relay.process.resident_memory()? < 64 << 20);
     Ok(())

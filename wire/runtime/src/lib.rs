@@ -14,6 +14,10 @@
 //! | [`quic`] | QUIC set-up |
 //! | [`silence`] | whether what is sent is answered |
 //! | [`socket`] | the one socket under all of a node's connections |
+//! | [`udp`] | UDP over IPv4 and IPv6 as one socket |
+//! | [`tunnel`], [`packet`] | packets over TCP where UDP does not get through, and their queues |
+//! | [`reach`] | the way to a relay, whatever the network lets through |
+//! | [`proxy`] | TCP connections through proxies |
 //! | [`tls`] | TLS between raw public keys |
 
 pub mod chunk;
@@ -22,10 +26,15 @@ pub mod config;
 pub mod keyfile;
 pub mod lifecycle;
 pub mod link;
+pub mod packet;
+pub mod proxy;
 pub mod quic;
+pub mod reach;
 pub mod silence;
 pub mod socket;
 pub mod spool;
 pub mod stream;
 pub mod telemetry;
 pub mod tls;
+pub mod tunnel;
+pub mod udp;

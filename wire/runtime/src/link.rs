@@ -1,6 +1,9 @@
 //! The client's side of a link to a relay, for peers and hubs: dial, say hello, be welcomed or refused.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use cortex_wire::{
     PROTOCOL_VERSION,
@@ -12,10 +15,12 @@ use cortex_wire::{
     schema::{LinkAnswer, LinkHello, LinkRefused, LinkWelcome, link_answer::Answer, link_hello::Credential},
 };
 use quinn::{Connection, Endpoint, RecvStream, SendStream, VarInt};
+use tokio::task::JoinHandle;
 
 use crate::{
     quic::{self, Prefix, Purpose},
     stream::{FrameReader, FrameWriter, StreamError},
+    tunnel::TunnelError,
 };
 
 /// Why there is no link.
@@ -55,6 +60,17 @@ pub enum LinkError {
     /// The connection was closed during the handshake.
     #[error("the relay closed the connection: {0}")]
     Closed(#[from] quinn::ConnectionError),
+    /// Not over TCP.
+    #[error(transparent)]
+    Tunnel(#[from] TunnelError),
+    /// Neither over UDP nor over TCP.
+    #[error("no way to the relay; over UDP: {udp}; over TCP: {tcp}")]
+    Nowhere {
+        /// What went wrong over UDP.
+        udp: Box<LinkError>,
+        /// What went wrong over TCP.
+        tcp: Box<LinkError>,
+    },
     /// The relay said no.
     #[error("refused ({}): {}", .0.code, .0.reason)]
     Refused(LinkRefused),
@@ -71,16 +87,42 @@ pub struct Link {
     pub reader: FrameReader<RecvStream>,
     /// Frames to the relay.
     pub writer: FrameWriter<SendStream>,
+    /// Looks after what carries it, when somebody does.
+    pub(crate) keeper: Option<AbortOnDrop>,
 }
 
-/// Finds the address of a relay; IPv4 is wanted because the socket is.
+/// A task that ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct AbortOnDrop(pub(crate) JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Finds the addresses of a relay that this machine has a way to: at most one of IPv4 and one of IPv6, in the system's order.
 ///
 /// # Errors
 /// [`LinkError::Resolve`].
-pub async fn resolve(relay: &RelayEndpoint) -> Result<SocketAddr, LinkError> {
+pub async fn resolve(relay: &RelayEndpoint) -> Result<Vec<SocketAddr>, LinkError> {
     let failed = |source| LinkError::Resolve { address: relay.address.clone(), source };
-    let mut found = tokio::net::lookup_host(&relay.address).await.map_err(failed)?;
-    found.find(SocketAddr::is_ipv4).ok_or_else(|| failed(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no IPv4 address")))
+    let mut found: Vec<SocketAddr> = Vec::new();
+    for address in tokio::net::lookup_host(&relay.address).await.map_err(failed)? {
+        if found.iter().all(|known| known.is_ipv4() != address.is_ipv4()) && own_address(&address).is_some() {
+            found.push(address);
+        }
+    }
+    let nowhere = || std::io::Error::new(std::io::ErrorKind::NotFound, "this machine has no way to any of its addresses");
+    if found.is_empty() { Err(failed(nowhere())) } else { Ok(found) }
+}
+
+/// What the kernel would send from; no packet leaves for that. `None`: there is no way.
+pub(crate) fn own_address(towards: &SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = if towards.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
+    socket.connect(towards).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 /// Dials a relay at the address that [`crate::socket::NodeSocket::relay_path`] gave for it, and shakes hands.
@@ -94,27 +136,49 @@ pub async fn dial(
     key: &SecretKey,
     hello: LinkHello,
 ) -> Result<Link, LinkError> {
-    let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
-    let silent = Err(LinkError::Silent { address: relay.address.clone() });
-    tokio::time::timeout(patience, shake_hands(endpoint, virtual_address, relay, key, hello)).await.unwrap_or(silent)
+    greet(connect(endpoint, virtual_address, relay, key).await?, relay, hello).await
 }
 
-async fn shake_hands(
+/// The first half of [`dial`]: a connection that proves that the relay is there. Nobody is told that it is.
+///
+/// # Errors
+/// [`LinkError`].
+pub async fn connect(
     endpoint: &Endpoint,
     virtual_address: SocketAddr,
     relay: &RelayEndpoint,
     key: &SecretKey,
-    hello: LinkHello,
-) -> Result<Link, LinkError> {
+) -> Result<Connection, LinkError> {
+    let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
+    let config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
+    let connecting = endpoint.connect_with(config, virtual_address, "relay.cortex.invalid")?;
+    in_time(relay, async {
+        connecting.await.map_err(|source| match source {
+            quinn::ConnectionError::TimedOut => LinkError::Silent { address: relay.address.clone() },
+            source => LinkError::Connect { address: relay.address.clone(), source },
+        })
+    })
+    .await
+}
+
+/// The second half of [`dial`]: says hello.
+///
+/// # Errors
+/// [`LinkError`].
+pub async fn greet(connection: Connection, relay: &RelayEndpoint, hello: LinkHello) -> Result<Link, LinkError> {
+    in_time(relay, shake_hands(connection, hello)).await
+}
+
+async fn in_time<T>(relay: &RelayEndpoint, work: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+    let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
+    let silent = Err(LinkError::Silent { address: relay.address.clone() });
+    tokio::time::timeout(patience, work).await.unwrap_or(silent)
+}
+
+async fn shake_hands(connection: Connection, hello: LinkHello) -> Result<Link, LinkError> {
     // A relay asks its hub for chunks, and nodes for nothing; a node asks the relay.
     let is_hub = matches!(hello.credential, Some(Credential::Hub(_)));
     let (theirs, ours) = if is_hub { (limits::RELAY_CHUNK_STREAMS, 0) } else { (0, limits::CHUNK_STREAMS) };
-    let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
-    let config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
-    let connection = endpoint.connect_with(config, virtual_address, "relay.cortex.invalid")?.await.map_err(|source| match source {
-        quinn::ConnectionError::TimedOut => LinkError::Silent { address: relay.address.clone() },
-        source => LinkError::Connect { address: relay.address.clone(), source },
-    })?;
     let (send, recv) = connection.open_bi().await?;
     let mut writer = FrameWriter::new(send);
     let mut reader = FrameReader::new(recv, limits::CONTROL_FRAME_BYTES);
@@ -123,7 +187,7 @@ async fn shake_hands(
     match answer.answer {
         Some(Answer::Welcome(welcome)) => {
             quic::widen(&connection, theirs, ours);
-            Ok(Link { connection, welcome, reader, writer })
+            Ok(Link { connection, welcome, reader, writer, keeper: None })
         }
         Some(Answer::Refused(refused)) => {
             connection.close(VarInt::from_u32(CloseCode::Done.number()), b"");

@@ -160,10 +160,20 @@ const LINK_STREAM_WINDOW: u32 = 2 << 20;
 /// All of them may stand still, because nobody reads on, and there is still room for the link's own frames: else a slow disk would end links.
 pub fn widen(connection: &quinn::Connection, theirs: u32, ours: u32) {
     const SEND_WINDOW: u64 = 8 << 20;
-    connection.set_receive_window(VarInt::from_u32((theirs + ours + 1).saturating_mul(LINK_STREAM_WINDOW)));
+    connection.set_receive_window(VarInt::from_u32(link_window(theirs + ours)));
     connection.set_send_window(SEND_WINDOW);
     // And the link's own, which is open from the beginning.
     allow_streams(connection, theirs + 1);
+}
+
+/// Makes a widened link speak at once, so that the other end learns of a new way to it: quinn has no ping of its own, but a larger window is told. `times`
+/// grows from call to call.
+pub(crate) fn nudge(connection: &quinn::Connection, streams: u32, times: u32) {
+    connection.set_receive_window(VarInt::from_u32(link_window(streams).saturating_add(times)));
+}
+
+fn link_window(streams: u32) -> u32 {
+    (streams + 1).saturating_mul(LINK_STREAM_WINDOW)
 }
 
 /// A UDP socket with buffers that hold a burst: without them loopback alone loses thousands of packets.

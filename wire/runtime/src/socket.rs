@@ -1,11 +1,14 @@
 //! The one socket under all of a node's connections.
 //!
 //! quinn sees a stable virtual address for each path; packets really leave to, and arrive from, the path's relay. A node has
-//! one UDP socket; a hub may also reach the relay inside its own process through a [`Port`] in memory.
+//! one UDP socket, and where UDP does not get through, [`Tunnel`]s; a hub may also reach the relay inside its own process through a [`Port`] in memory.
+//!
+//! The way to a relay is its [`Carrier`]. Another one can be put on *trial* beside it, under an address of its own, and takes over when it has proved
+//! itself; connections on the path notice nothing.
 //!
 //! - Outgoing packets for a relay's own endpoint (their connection id says so) go to that relay.
 //! - Outgoing end-to-end packets go by the *active* path of a peer, or by the path that the virtual address names on a hub.
-//! - Incoming packets from anywhere but a known path are dropped here.
+//! - Incoming packets from anywhere but a known carrier are dropped here.
 //!
 //! Path errors end here: for QUIC they are loss. Only this module knows quinn's socket trait, which changes in 0.12.
 
@@ -23,11 +26,19 @@ use std::{
 
 use cortex_wire::route::{Destination, RelayTag, destination};
 use quinn::{
-    AsyncUdpSocket, Runtime as _, UdpPoller,
+    AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 
-use crate::{quic, silence::Silence};
+use crate::{
+    packet::Inbox,
+    silence::Silence,
+    tunnel::{self, Tunnel},
+    udp::{AllWritable, Udp},
+};
+
+/// Packets from tunnels that wait for the endpoint: a socket buffer's worth.
+const INBOX_BYTES: usize = 4 << 20;
 
 /// Packets to and from a relay in the same process.
 pub trait Port: Send + Sync + fmt::Debug {
@@ -47,11 +58,79 @@ pub trait Port: Send + Sync + fmt::Debug {
     fn max_segments(&self) -> (usize, usize);
 }
 
-/// Where a path leads.
+/// What carries packets to a relay.
 #[derive(Debug, Clone)]
+pub enum Carrier {
+    /// UDP, to this address.
+    Udp(SocketAddr),
+    /// TCP.
+    Tunnel(Arc<Tunnel>),
+}
+
+impl Carrier {
+    /// What it is called towards people.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::Udp(_) => "udp",
+            Self::Tunnel(_) => "tcp",
+        }
+    }
+
+    /// Where its packets come from.
+    fn address(&self) -> SocketAddr {
+        match self {
+            Self::Udp(address) => *address,
+            Self::Tunnel(tunnel) => tunnel.address(),
+        }
+    }
+}
+
+/// Where a path leads.
+#[derive(Debug)]
 enum Path {
-    Relay { tag: RelayTag, address: SocketAddr },
+    Relay(RelayPath),
     Memory(Arc<dyn Port>),
+}
+
+#[derive(Debug)]
+struct RelayPath {
+    tag: RelayTag,
+    /// What packets go by.
+    carrier: Option<Carrier>,
+    /// What may take over.
+    trial: Option<Carrier>,
+    /// What was used before: what it still brings counts.
+    former: Option<Carrier>,
+}
+
+impl RelayPath {
+    fn new(tag: RelayTag) -> Self {
+        Self { tag, carrier: None, trial: None, former: None }
+    }
+
+    fn is(carrier: Option<&Carrier>, address: &SocketAddr) -> bool {
+        carrier.is_some_and(|carrier| carrier.address() == *address)
+    }
+}
+
+impl Path {
+    fn relay(&self) -> Option<&RelayPath> {
+        match self {
+            Self::Relay(relay) => Some(relay),
+            Self::Memory(_) => None,
+        }
+    }
+
+    fn port(&self) -> Option<&Arc<dyn Port>> {
+        match self {
+            Self::Relay(_) => None,
+            Self::Memory(port) => Some(port),
+        }
+    }
+
+    fn has_tag(&self, tag: RelayTag) -> bool {
+        self.relay().is_some_and(|relay| relay.tag == tag)
+    }
 }
 
 /// Whether the socket belongs to a peer, which has one active path, or to a hub, which answers on every path.
@@ -67,6 +146,7 @@ pub enum Role {
 pub struct NodeSocket {
     role: Role,
     udp: Arc<dyn AsyncUdpSocket>,
+    inbox: Arc<Inbox>,
     paths: RwLock<Vec<Path>>,
     active: AtomicUsize,
     /// Of the active path.
@@ -79,22 +159,64 @@ impl NodeSocket {
     /// # Errors
     /// When no socket can be had.
     pub fn bind(role: Role) -> io::Result<Arc<Self>> {
-        let udp = quinn::TokioRuntime.wrap_udp_socket(quic::bind_udp((Ipv4Addr::UNSPECIFIED, 0).into())?)?;
-        Ok(Arc::new(Self { role, udp, paths: RwLock::default(), active: AtomicUsize::new(0), silence: Silence::default() }))
+        let udp = Udp::bind((Ipv4Addr::UNSPECIFIED, 0).into())?;
+        let inbox = Arc::new(Inbox::new(INBOX_BYTES));
+        Ok(Arc::new(Self { role, udp, inbox, paths: RwLock::default(), active: AtomicUsize::new(0), silence: Silence::default() }))
+    }
+
+    /// Where tunnels leave what they bring.
+    pub fn inbox(&self) -> Arc<Inbox> {
+        self.inbox.clone()
     }
 
     /// The address to dial for the relay with this tag at `address`. The same tag keeps its virtual address when it moves.
     pub fn relay_path(&self, tag: RelayTag, address: SocketAddr) -> SocketAddr {
-        let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
-        let known = paths.iter().position(|path| matches!(path, Path::Relay { tag: t, .. } if *t == tag));
-        let index = known.unwrap_or(paths.len());
-        let path = Path::Relay { tag, address };
-        if index == paths.len() {
-            paths.push(path)
-        } else {
-            paths[index] = path
-        }
+        self.carry(tag, Carrier::Udp(address))
+    }
+
+    /// The address to dial for the relay with this tag, which `carrier` leads to from now on.
+    pub fn carry(&self, tag: RelayTag, carrier: Carrier) -> SocketAddr {
+        let index = self.change(tag, |relay| {
+            let former = relay.carrier.replace(carrier.clone());
+            relay.former = former.filter(|former| former.address() != carrier.address()).or(relay.former.take());
+        });
         self.virtual_address(index)
+    }
+
+    /// Puts another way to the relay with this tag on trial, as long as the guard lives.
+    pub fn on_trial(self: &Arc<Self>, tag: RelayTag, carrier: Carrier) -> Trial {
+        let address = carrier.address();
+        let index = self.change(tag, |relay| {
+            // One label for what comes from there.
+            relay.former = relay.former.take().filter(|former| former.address() != address);
+            relay.trial = Some(carrier);
+        });
+        Trial { socket: self.clone(), tag, carrier: address, virtual_address: self.trial_address(index) }
+    }
+
+    /// What the carrier before the present one still brings counts no more.
+    pub fn forget_former(&self, tag: RelayTag) {
+        self.change(tag, |relay| relay.former = None);
+    }
+
+    /// What carries packets to the relay with this tag.
+    pub fn carrier(&self, tag: RelayTag) -> Option<Carrier> {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        paths.iter().find(|path| path.has_tag(tag))?.relay()?.carrier.clone()
+    }
+
+    /// Changes a path, which is made when there is none, and returns its index.
+    fn change(&self, tag: RelayTag, change: impl FnOnce(&mut RelayPath)) -> usize {
+        let mut paths = self.paths.write().unwrap_or_else(PoisonError::into_inner);
+        let known = paths.iter().position(|path| path.has_tag(tag));
+        let index = known.unwrap_or(paths.len());
+        if known.is_none() {
+            paths.push(Path::Relay(RelayPath::new(tag)));
+        }
+        if let Some(Path::Relay(relay)) = paths.get_mut(index) {
+            change(relay);
+        }
+        index
     }
 
     /// The address to dial through a relay in this process.
@@ -107,7 +229,7 @@ impl NodeSocket {
     /// Sends end-to-end packets through the relay with this tag from now on.
     pub fn activate(&self, tag: RelayTag) {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = paths.iter().position(|path| matches!(path, Path::Relay { tag: t, .. } if *t == tag)) {
+        if let Some(index) = paths.iter().position(|path| path.has_tag(tag)) {
             self.active.store(index, Ordering::Relaxed);
             self.silence.heard();
         }
@@ -134,9 +256,14 @@ impl NodeSocket {
         SocketAddr::from(([240, 0, 0, last], 1))
     }
 
+    /// Connections that try a carrier out dial this instead.
+    fn trial_address(&self, index: usize) -> SocketAddr {
+        SocketAddr::from(([240, 0, 1, u8::try_from(index).unwrap_or(u8::MAX)], 1))
+    }
+
     fn outgoing(&self, paths: &[Path], transmit: &Transmit<'_>) -> Option<usize> {
         if let Some(Destination::Relay(tag)) = destination(transmit.contents) {
-            return paths.iter().position(|path| matches!(path, Path::Relay { tag: t, .. } if *t == tag));
+            return paths.iter().position(|path| path.has_tag(tag));
         }
         match self.role {
             Role::Peer => {
@@ -146,6 +273,26 @@ impl NodeSocket {
             }
             Role::Hub => self.path_index(transmit.destination),
         }
+    }
+}
+
+/// A carrier on trial; see [`NodeSocket::on_trial`].
+#[derive(Debug)]
+pub struct Trial {
+    socket: Arc<NodeSocket>,
+    tag: RelayTag,
+    carrier: SocketAddr,
+    /// The address to dial to try it out.
+    pub virtual_address: SocketAddr,
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        self.socket.change(self.tag, |relay| {
+            if RelayPath::is(relay.trial.as_ref(), &self.carrier) {
+                relay.trial = None;
+            }
+        });
     }
 }
 
@@ -159,25 +306,32 @@ impl AsyncUdpSocket for NodeSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         let mut pollers = vec![self.udp.clone().create_io_poller()];
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-        pollers.extend(paths.iter().filter_map(|path| match path {
-            Path::Memory(port) => Some(port.poller()),
-            Path::Relay { .. } => None,
-        }));
+        pollers.extend(paths.iter().filter_map(Path::port).map(|port| port.poller()));
         Box::pin(AllWritable(pollers))
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-        let sent = match self.outgoing(&paths, transmit).and_then(|index| paths.get(index)) {
-            Some(Path::Relay { address, .. }) => self.udp.try_send(&Transmit {
-                destination: *address,
-                ecn: transmit.ecn,
-                contents: transmit.contents,
-                segment_size: transmit.segment_size,
-                src_ip: None,
-            }),
-            Some(Path::Memory(port)) => port.try_send(transmit),
-            None => Ok(()),
+        let Some((index, path)) = self.outgoing(&paths, transmit).and_then(|index| Some((index, paths.get(index)?))) else { return Ok(()) };
+        let sent = match path {
+            Path::Memory(port) => port.try_send(transmit),
+            Path::Relay(relay) => {
+                let on_trial = transmit.destination == self.trial_address(index);
+                match if on_trial { &relay.trial } else { &relay.carrier } {
+                    Some(Carrier::Udp(address)) => self.udp.try_send(&Transmit {
+                        destination: *address,
+                        ecn: transmit.ecn,
+                        contents: transmit.contents,
+                        segment_size: transmit.segment_size,
+                        src_ip: None,
+                    }),
+                    Some(Carrier::Tunnel(tunnel)) => {
+                        tunnel.send(transmit);
+                        Ok(())
+                    }
+                    None => Ok(()),
+                }
+            }
         };
         match sent {
             Err(error) if error.kind() != io::ErrorKind::WouldBlock => {
@@ -198,8 +352,12 @@ impl AsyncUdpSocket for NodeSocket {
                 return Poll::Ready(Ok(received));
             }
         }
-        let received = match self.udp.poll_recv(cx, bufs, meta) {
-            Poll::Ready(Ok(received)) => received,
+        // Half of the buffers at most, so that tunnels do not starve the socket.
+        let half = bufs.len().div_ceil(2);
+        let tunnelled = self.inbox.poll(cx, &mut bufs[..half], meta);
+        let received = match self.udp.poll_recv(cx, &mut bufs[tunnelled..], &mut meta[tunnelled..]) {
+            Poll::Ready(Ok(received)) => tunnelled + received,
+            _ if tunnelled > 0 => tunnelled,
             Poll::Ready(Err(error)) => {
                 // Anything but Pending would end the endpoint, or spin in it.
                 tracing::debug!(%error, "the socket could not receive");
@@ -209,14 +367,13 @@ impl AsyncUdpSocket for NodeSocket {
             Poll::Pending => return Poll::Pending,
         };
         let active = self.active.load(Ordering::Relaxed);
-        for m in &mut meta[..received] {
-            let index = paths.iter().position(|path| matches!(path, Path::Relay { address, .. } if *address == m.addr));
-            match index {
-                Some(index) => {
+        for (nth, m) in meta[..received].iter_mut().enumerate() {
+            match self.incoming(&paths, &m.addr).filter(|_| nth < tunnelled || !tunnel::is_virtual(&m.addr)) {
+                Some((index, address)) => {
                     if index == active {
                         self.silence.heard();
                     }
-                    relabel(m, self.virtual_address(index));
+                    relabel(m, address);
                 }
                 None => m.len = 0, // quinn skips empty ones
             }
@@ -234,10 +391,7 @@ impl AsyncUdpSocket for NodeSocket {
 
     fn max_receive_segments(&self) -> usize {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-        let ports = paths.iter().filter_map(|path| match path {
-            Path::Memory(port) => Some(port.max_segments().1),
-            Path::Relay { .. } => None,
-        });
+        let ports = paths.iter().filter_map(Path::port).map(|port| port.max_segments().1);
         ports.chain([self.udp.max_receive_segments()]).max().unwrap_or(1)
     }
 
@@ -247,12 +401,20 @@ impl AsyncUdpSocket for NodeSocket {
 }
 
 impl NodeSocket {
+    /// The path that these packets came by, and what quinn calls it.
+    fn incoming(&self, paths: &[Path], from: &SocketAddr) -> Option<(usize, SocketAddr)> {
+        paths.iter().enumerate().find_map(|(index, path)| {
+            let relay = path.relay()?;
+            if RelayPath::is(relay.carrier.as_ref(), from) || RelayPath::is(relay.former.as_ref(), from) {
+                return Some((index, self.virtual_address(index)));
+            }
+            RelayPath::is(relay.trial.as_ref(), from).then(|| (index, self.trial_address(index)))
+        })
+    }
+
     fn least(&self, own: usize, of_port: impl Fn(&Arc<dyn Port>) -> usize) -> usize {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
-        let ports = paths.iter().filter_map(|path| match path {
-            Path::Memory(port) => Some(of_port(port)),
-            Path::Relay { .. } => None,
-        });
+        let ports = paths.iter().filter_map(Path::port).map(of_port);
         ports.chain([own]).min().unwrap_or(1)
     }
 }
@@ -260,20 +422,4 @@ impl NodeSocket {
 fn relabel(meta: &mut RecvMeta, address: SocketAddr) {
     meta.addr = address;
     meta.dst_ip = None;
-}
-
-/// Ready when every socket below is.
-#[derive(Debug)]
-struct AllWritable(Vec<Pin<Box<dyn UdpPoller>>>);
-
-impl UdpPoller for AllWritable {
-    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        for poller in &mut self.0 {
-            match poller.as_mut().poll_writable(cx) {
-                Poll::Ready(Ok(())) => {}
-                other => return other,
-            }
-        }
-        Poll::Ready(Ok(()))
-    }
 }
