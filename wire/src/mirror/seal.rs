@@ -32,8 +32,10 @@ const IV_BYTES: usize = 32;
 const TAG_BYTES: usize = 16;
 /// What sealing adds to a chunk.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + IV_BYTES + TAG_BYTES;
-/// zstd's default: higher ones cost several times the time for a few percent.
-const LEVEL: i32 = 3;
+/// zstd's levels for chunks up to [`SMALL_BYTES`], and for larger ones, where the next level costs twice the time for two percent. What a chunk is sealed with depends on its bytes
+/// alone, so equal bytes are equal chunks.
+const LEVELS: [i32; 2] = [3, 2];
+const SMALL_BYTES: usize = 128 * 1024;
 /// Compressed chunks are kept when they are below this share of the plain ones.
 const WORTH_PERCENT: usize = 95;
 
@@ -204,14 +206,14 @@ fn nonce() -> aead::Nonce {
 /// Seals chunks. Keeps what the compressor needs between them: one per worker.
 pub struct Sealer {
     keys: Arc<Keys>,
-    compressor: Option<zstd::bulk::Compressor<'static>>,
+    compressors: [Option<zstd::bulk::Compressor<'static>>; 2],
 }
 
 impl Sealer {
     /// A sealer in the latest epoch of `keys`.
     pub fn new(keys: Arc<Keys>) -> Self {
         // Without a compressor (no memory for one) chunks are sealed as they are.
-        Self { keys, compressor: zstd::bulk::Compressor::new(LEVEL).ok() }
+        Self { keys, compressors: LEVELS.map(|level| zstd::bulk::Compressor::new(level).ok()) }
     }
 
     /// Seals 1 to [`limits::CHUNK_BYTES`] bytes.
@@ -229,7 +231,8 @@ impl Sealer {
         let worth = plain.len() * WORTH_PERCENT / 100;
         let body = HEADER_BYTES + IV_BYTES;
         // A destination of just the size that pays: the compressor gives up as soon as it does not.
-        let compressed = self.compressor.as_mut().and_then(|zstd| zstd.compress_to_buffer(plain, &mut out[body..body + worth]).ok());
+        let compressor = self.compressors[usize::from(plain.len() > SMALL_BYTES)].as_mut();
+        let compressed = compressor.and_then(|zstd| zstd.compress_to_buffer(plain, &mut out[body..body + worth]).ok());
         if compressed.is_none() {
             out[body..body + plain.len()].copy_from_slice(plain);
         }
