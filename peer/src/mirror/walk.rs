@@ -268,7 +268,7 @@ impl Look<'_> {
             let text = path.as_str();
             self.eyes.watch.folder(text);
             let listed = self.eyes.root.folder(text).and_then(|folder| folder.names().map(|names| (folder.listed(), names)));
-            let (folder, names) = match listed {
+            let (folder, mut names) = match listed {
                 Ok(listed) => listed,
                 Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if !path.is_root() => continue,
                 Err(error) => {
@@ -283,6 +283,9 @@ impl Look<'_> {
             };
             self.findings.looked_at.push(text.to_owned());
             self.load_ignore_files(&folder, &path, &names);
+            // In the order of paths: what is gathered together is wanted together.
+            names.sort_unstable();
+            let first = folders.len();
             for name in names {
                 self.breathe()?;
                 let Some(child) = self.child(&path, &name) else { continue };
@@ -305,6 +308,7 @@ impl Look<'_> {
                     Seen::Nothing => {}
                 }
             }
+            folders[first..].reverse();
         }
         let hidden = |path: &RelPath| unknown.iter().any(|folder| path.starts_with(folder));
         let gone: Vec<RelPath> =
