@@ -71,7 +71,7 @@ mod uploads;
 const EVENTS: usize = 64;
 /// What was learned is made durable this much later, with all that is learned meanwhile.
 const PERSIST: Duration = Duration::from_millis(200);
-/// Statuses are at most this frequent.
+/// Statuses are at most this frequent, but for one that says that things have come to rest.
 const STATUS: Duration = Duration::from_millis(200);
 /// Folders that are not watched are looked at this often.
 const UNWATCHED: Duration = Duration::from_secs(10);

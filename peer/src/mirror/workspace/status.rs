@@ -5,7 +5,9 @@ use super::*;
 impl Workspace {
     pub(super) fn report(&mut self) {
         let now = Instant::now();
-        if self.stream.is_none() || !self.stale || self.status_at > now {
+        // That things have come to rest is said at once: somebody may be waiting for it.
+        let rests = || self.last_status.as_ref().is_some_and(|last| last.state != "in_sync") && self.is_at_rest();
+        if self.stream.is_none() || !self.stale || (self.status_at > now && !rests()) {
             return;
         }
         let status = self.status();
