@@ -45,7 +45,7 @@ use cortex_wire::{
     key::{SecretKey, StatedKey},
     route::{RelayTag, Route},
 };
-use quinn::{AsyncUdpSocket as _, Endpoint, VarInt};
+use quinn::{AsyncUdpSocket as _, Connecting, ConnectionError, Endpoint, Incoming, ServerConfig, VarInt};
 
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_util::sync::CancellationToken;
@@ -128,6 +128,7 @@ pub struct Relay {
     id: RelayId,
     region: String,
     endpoint: Endpoint,
+    server: ServerConfig,
     socket: Arc<RelaySocket>,
     tenants: HashMap<HubId, Arc<Tenant>>,
     links: Mutex<HashMap<Route, LinkHandle>>,
@@ -157,9 +158,10 @@ impl Relay {
         let socket = Arc::new(RelaySocket::new(udp, tag));
         // From the identity: a restarted relay can tell its old links at once that they are gone.
         let reset_key = blake3::derive_key("cortex-mesh v1 relay reset key", &options.key.to_seed());
+        let server = quic::server_config(&options.key, Purpose::Link)?;
         let endpoint = Endpoint::new_with_abstract_socket(
             quic::endpoint_config(Prefix::Relay(tag), &reset_key),
-            Some(quic::server_config(&options.key, Purpose::Link)?),
+            Some(server.clone()),
             socket.clone(),
             Arc::new(quinn::TokioRuntime),
         )
@@ -169,6 +171,7 @@ impl Relay {
             id,
             region: options.region,
             endpoint,
+            server,
             socket,
             tenants,
             links: Mutex::default(),
@@ -273,6 +276,18 @@ impl Relay {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(link) = links.get(&route).filter(|link| link.tenant == tenant.index()) {
             link.close(code);
+        }
+    }
+
+    /// Takes a caller, with packets as large as the way to it allows.
+    fn take(&self, incoming: Incoming) -> Result<Connecting, ConnectionError> {
+        match quic::packet_bytes(incoming.remote_address()) {
+            quic::PACKET_BYTES => incoming.accept(),
+            larger => {
+                let mut config = self.server.clone();
+                config.transport_config(quic::accepted_link(larger));
+                incoming.accept_with(Arc::new(config))
+            }
         }
     }
 

@@ -82,7 +82,8 @@ pub(crate) fn accept(relay: &Arc<Relay>, incoming: Incoming, lifecycle: &Lifecyc
     let (relay, lifecycle) = (relay.clone(), lifecycle.clone());
     tokio::spawn(async move {
         let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
-        let connection = match tokio::time::timeout(patience, incoming).await {
+        let Ok(connecting) = relay.take(incoming) else { return };
+        let connection = match tokio::time::timeout(patience, connecting).await {
             Ok(Ok(connection)) => connection,
             _ => return,
         };

@@ -15,6 +15,7 @@ use cortex_wire::mirror::path::RelPath;
 
 use super::{
     cache::KnownFile,
+    gather::Gather,
     read::{BUFFER_BYTES, Contents, ReadError, Reading, TICK_NS},
     root::{Root, Stat},
     walk::now_ns,
@@ -59,18 +60,25 @@ fn is_racy(file: &KnownFile) -> bool {
     (touched_ns..=touched_ns.saturating_add(TICK_NS)).contains(&file.looked_at_ns)
 }
 
-/// Reads and hashes a file, until `stop`. Blocks.
+/// Reads and hashes a file, until `stop`; with `gather`, it goes up meanwhile. Blocks.
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read(root: &Root, path: &RelPath, stop: &AtomicBool) -> Result<KnownFile, ReadError> {
+pub fn read(root: &Root, path: &RelPath, stop: &AtomicBool, gather: Option<&mut Gather>) -> Result<KnownFile, ReadError> {
     let looked_at_ns = now_ns();
     let (folder, name) = root.place(path).map_err(|_| ReadError::Gone)?;
-    let mut hasher = blake3::Hasher::new();
-    let piece = |piece: &[u8]| {
-        hasher.update(piece);
-        if stop.load(Ordering::Relaxed) { Err(ReadError::Changed) } else { Ok(()) }
+    let reading = Reading::open(&folder, name)?;
+    let contents = match gather {
+        Some(gather) => gather.read(path, reading)?,
+        None => {
+            let mut hasher = blake3::Hasher::new();
+            let piece = |piece: &[u8]| {
+                hasher.update(piece);
+                if stop.load(Ordering::Relaxed) { Err(ReadError::Changed) } else { Ok(()) }
+            };
+            let stat = reading.each(&mut vec![0; BUFFER_BYTES], piece)?;
+            Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() }
+        }
     };
-    let stat = Reading::open(&folder, name)?.each(&mut vec![0; BUFFER_BYTES], piece)?;
-    Ok(KnownFile::new(&Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() }, looked_at_ns))
+    Ok(KnownFile::new(&contents, looked_at_ns))
 }

@@ -10,6 +10,7 @@ use std::{
     io::{self, Read as _},
 };
 
+use cortex_wire::mirror::entry::{self, Hash};
 use rustix::io::Errno;
 
 use super::root::{Folder, Stat};
@@ -51,6 +52,13 @@ pub struct Contents {
     pub size: u64,
     /// BLAKE3 of the bytes.
     pub hash: [u8; 32],
+}
+
+impl Contents {
+    /// The file's hash in the tree.
+    pub fn file_hash(&self) -> Hash {
+        entry::file_hash(self.size, &self.hash, self.stat.is_executable())
+    }
 }
 
 impl Reading {
@@ -115,6 +123,18 @@ impl Reading {
         if self.size == self.before.size && after == self.before { Ok(after) } else { Err(ReadError::Changed) }
     }
 
+    /// Reads and hashes a file that fits in `buffer`, and gives its bytes, too.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn whole(mut self, buffer: &mut [u8]) -> Result<(Contents, &[u8]), ReadError> {
+        let size = usize::try_from(self.before.size).unwrap_or(usize::MAX);
+        let bytes = buffer.get_mut(..size).ok_or(ReadError::Changed)?;
+        self.fill(bytes)?;
+        let stat = self.finish()?;
+        Ok((Contents { stat, size: stat.size, hash: *blake3::hash(bytes).as_bytes() }, bytes))
+    }
+
     /// Passes the bytes on, piece by piece, and checks that nobody wrote meanwhile.
     ///
     /// # Errors
@@ -129,16 +149,14 @@ impl Reading {
     }
 }
 
-/// Reads and hashes a file. One that fits lies at the beginning of `buffer` then.
+/// Reads and hashes a file.
 ///
 /// # Errors
 /// [`ReadError`].
 pub fn hash(folder: &Folder, name: &str, buffer: &mut [u8]) -> Result<Contents, ReadError> {
-    let mut reading = Reading::open(folder, name)?;
-    if let Some(space) = usize::try_from(reading.before().size).ok().and_then(|size| buffer.get_mut(..size)) {
-        reading.fill(space)?;
-        let stat = reading.finish()?;
-        return Ok(Contents { stat, size: stat.size, hash: *blake3::hash(space).as_bytes() });
+    let reading = Reading::open(folder, name)?;
+    if reading.before().size <= buffer.len() as u64 {
+        return Ok(reading.whole(buffer)?.0);
     }
     let mut hasher = blake3::Hasher::new();
     let stat = reading.each(buffer, |piece| {

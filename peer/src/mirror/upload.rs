@@ -8,7 +8,11 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use cortex_runtime::chunk::{Asker, ChunkError, ChunkSource};
@@ -23,7 +27,12 @@ use cortex_wire::{
         tree::Tree,
     },
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    runtime::Handle,
+    sync::mpsc::{self, error::TrySendError},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use super::{
     cache::Cache,
@@ -62,6 +71,8 @@ pub struct Source {
     pub seed: [u8; 8],
     /// What the hub has.
     pub hub: Tree,
+    /// Nobody needs it any more.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// What comes out.
@@ -103,6 +114,8 @@ enum Problem {
     Seal(SealError),
     /// Nobody wants it any more.
     Closed,
+    /// Whoever takes it is too slow to wait for.
+    Slow,
 }
 
 impl From<ReadError> for Problem {
@@ -121,7 +134,7 @@ impl Problem {
     /// What to say of a file. `None`: nobody listens.
     fn trouble(self) -> Option<Trouble> {
         match self {
-            Self::Closed => None,
+            Self::Closed | Self::Slow => None,
             Self::Read(ReadError::Io(error)) => Some(trouble("unreadable", format!("it cannot be read: {error}"))),
             Self::Read(error) => Some(trouble("changed", error.to_string())),
             Self::Seal(error) => Some(trouble("no_key", error.to_string())),
@@ -132,7 +145,7 @@ impl Problem {
 /// Reads and seals files. Blocks. Ends early when nobody listens.
 pub fn make(source: Source, wanted: &[(RelPath, Hash)], tell: mpsc::Sender<Made>) {
     let copies = if wanted.len() >= WORTH_LOOKING { copies(&source, wanted) } else { HashMap::new() };
-    let mut maker = Maker::new(source, tell);
+    let mut maker = Maker::new(source, tell, None);
     for (path, hash) in wanted {
         let made = match copies.get(hash) {
             Some(entry) => maker.tell(Made::Files(vec![MadeFile { path: path.clone(), hash: *hash, entry: entry.clone(), map: None }])),
@@ -211,15 +224,21 @@ pub struct Maker {
     pending: VecDeque<Pending>,
     /// Of the large file that is being read.
     map: ChunkMap,
+    /// It is still told of: nobody was too slow for it.
+    sends: bool,
+    /// How long it waits for whoever takes what comes out.
+    patience: Option<Duration>,
 }
 
 impl Maker {
-    /// `tell` gets what comes out.
-    pub fn new(source: Source, tell: mpsc::Sender<Made>) -> Self {
+    /// `tell` gets what comes out. With `patience`, what it does not take within that time is dropped.
+    pub fn new(source: Source, tell: mpsc::Sender<Made>, patience: Option<Duration>) -> Self {
         let sealers = Sealers::new(source.keys.clone());
         Self {
             source,
             tell,
+            patience,
+            sends: true,
             sealers,
             cuts: None,
             bundle: Vec::new(),
@@ -230,7 +249,15 @@ impl Maker {
     }
 
     fn tell(&self, made: Made) -> Result<(), Problem> {
-        self.tell.blocking_send(made).map_err(|_| Problem::Closed)
+        let Some(patience) = self.patience else { return self.tell.blocking_send(made).map_err(|_| Problem::Closed) };
+        match self.tell.try_send(made) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Closed(_)) => Err(Problem::Closed),
+            Err(TrySendError::Full(made)) => Handle::current().block_on(async {
+                let sent = timeout(patience, self.tell.send(made)).await;
+                sent.map_err(|_| Problem::Slow)?.map_err(|_| Problem::Closed)
+            }),
+        }
     }
 
     fn file(&mut self, path: &RelPath, hash: Hash) -> Result<(), Problem> {
@@ -258,8 +285,7 @@ impl Maker {
 
     /// Takes a small file whose bytes somebody has read. `None`: nobody listens any more.
     pub fn take(&mut self, path: &RelPath, contents: &Contents, bytes: &[u8]) -> Option<Hash> {
-        let executable = contents.stat.is_executable();
-        let hash = file_hash(contents.size, &contents.hash, executable);
+        let (hash, executable) = (contents.file_hash(), contents.stat.is_executable());
         let offset = self.room_for(bytes.len()).ok()?;
         self.bundle.extend_from_slice(bytes);
         self.bundled(path, hash, contents.hash, executable, offset).ok()?;
@@ -343,20 +369,42 @@ impl Maker {
     }
 
     fn large(&mut self, path: &RelPath, hash: Hash, reading: Reading) -> Result<(), Problem> {
-        let read = self.chunks(path, hash, reading);
-        let map = std::mem::take(&mut self.map);
-        if read.is_err() {
-            // What is sealed of it is of no use to anybody.
-            self.pending.retain(|pending| matches!(pending, Pending::Bundle { .. }));
+        let read = self
+            .chunks(path, reading)
+            .and_then(|contents| if contents.file_hash() == hash { Ok(contents) } else { Err(ReadError::Changed.into()) });
+        let made = read.and_then(|contents| self.made(path, &contents));
+        self.end_of_large();
+        self.tell(Made::Files(vec![made?]))
+    }
+
+    /// Reads a large file that nobody has asked for yet, and tells of it as it goes. When nobody takes that in time, the rest is only read: then there is no hash.
+    pub fn read(&mut self, path: &RelPath, reading: Reading) -> Result<(Contents, Option<Hash>), ReadError> {
+        let read = self.chunks(path, reading);
+        let told = match &read {
+            Ok(contents) if self.sends => self.made(path, contents).and_then(|made| self.tell(Made::Files(vec![made]))).is_ok(),
+            _ => false,
+        };
+        self.end_of_large();
+        match read {
+            Ok(contents) => Ok((contents, told.then(|| contents.file_hash()))),
+            Err(Problem::Read(error)) => Err(error),
+            // Chunks that are not told of are no reason not to read.
+            Err(Problem::Seal(_) | Problem::Closed | Problem::Slow) => Err(ReadError::Changed),
         }
-        self.tell(Made::Files(vec![MadeFile { path: path.clone(), hash, entry: read?, map: Some(map) }]))
+    }
+
+    /// What was sealed of a large file and not told is of no use to anybody.
+    fn end_of_large(&mut self) {
+        self.map = ChunkMap::default();
+        self.pending.retain(|pending| matches!(pending, Pending::Bundle { .. }));
     }
 
     /// Cuts a file and tells of its chunks.
-    fn chunks(&mut self, path: &RelPath, hash: Hash, mut reading: Reading) -> Result<Entry, Problem> {
+    fn chunks(&mut self, path: &RelPath, mut reading: Reading) -> Result<Contents, Problem> {
         let known = self.known(path);
         let mut cuts = self.cuts.take().unwrap_or_else(|| Cuts::new(Cutter::new(self.source.seed)));
         cuts.reset();
+        self.sends = true;
         let mut hasher = blake3::Hasher::new();
         loop {
             let read = reading.read(cuts.space())?;
@@ -366,30 +414,43 @@ impl Maker {
             }
             while let Some(chunk) = cuts.next_chunk() {
                 hasher.update(chunk);
-                let plain = *blake3::hash(chunk).as_bytes();
-                let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-                let cut = known.get(&plain).copied().filter(|cut| cut.length == length);
-                if cut.is_none() {
-                    self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(chunk.to_vec()), at: self.map.0.len() });
+                if self.sends {
+                    match self.chunk(chunk, &known) {
+                        Err(_) if self.patience.is_some() => self.sends = false,
+                        told => told?,
+                    }
                 }
-                self.map.0.push(cut.unwrap_or(Cut { length, plain, sid: Sid([0; 32]), offset: 0 }));
-                self.settle(SIDE_BY_SIDE)?;
+            }
+            if self.source.stop.load(Ordering::Relaxed) {
+                return Err(Problem::Closed);
             }
             if read == 0 {
                 break;
             }
         }
         self.cuts = Some(cuts);
-        self.settle(0)?;
         let stat = reading.finish()?;
-        let content = *hasher.finalize().as_bytes();
-        if file_hash(stat.size, &content, stat.is_executable()) != hash {
-            return Err(ReadError::Changed.into());
+        Ok(Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() })
+    }
+
+    fn chunk(&mut self, chunk: &[u8], known: &HashMap<[u8; 32], Cut>) -> Result<(), Problem> {
+        let plain = *blake3::hash(chunk).as_bytes();
+        let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
+        let cut = known.get(&plain).copied().filter(|cut| cut.length == length);
+        if cut.is_none() {
+            self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(chunk.to_vec()), at: self.map.0.len() });
         }
+        self.map.0.push(cut.unwrap_or(Cut { length, plain, sid: Sid([0; 32]), offset: 0 }));
+        self.settle(SIDE_BY_SIDE)
+    }
+
+    /// The large file that was just read, when all of its chunks have been told.
+    fn made(&mut self, path: &RelPath, contents: &Contents) -> Result<MadeFile, Problem> {
+        self.settle(0)?;
         let spans = self.map.0.iter().map(|cut| Span { sid: cut.sid, offset: cut.offset, length: cut.length }).collect();
         let mut pages = Vec::new();
         let sealers = &mut self.sealers;
-        let content = cut::content(stat.size, content, spans, |page| {
+        let content = cut::content(contents.size, contents.hash, spans, |page| {
             let sealed = sealers.seal_here(page)?;
             let sid = sealed.sid();
             pages.push(sealed);
@@ -398,7 +459,8 @@ impl Maker {
         for sealed in pages {
             self.tell(Made::Chunk { sealed, perhaps_known: true })?;
         }
-        Ok(Entry::File { content, executable: stat.is_executable() })
+        let entry = Entry::File { content, executable: contents.stat.is_executable() };
+        Ok(MadeFile { path: path.clone(), hash: contents.file_hash(), entry, map: Some(std::mem::take(&mut self.map)) })
     }
 
     /// Chunks of the path's last version, and of another file with the same contents.

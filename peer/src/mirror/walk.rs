@@ -26,7 +26,7 @@ use super::{
     gather::Gather,
     ignore::{self, IGNORE_FILES, Ignored},
     large::{LARGE_BYTES, ReadFiles},
-    read::{self, BUFFER_BYTES, ReadError},
+    read::{self, BUFFER_BYTES, Contents, ReadError, Reading},
     root::{Folder, OWN, Root, Stat, split},
     watch::{Dirty, Mark, Watch},
 };
@@ -423,12 +423,8 @@ impl Look<'_> {
         }
         for _ in 0..TRIES {
             let looked_at_ns = now_ns();
-            match read::hash(folder, name, &mut self.buffer) {
+            match self.read_file(folder, name, path) {
                 Ok(contents) => {
-                    let size = usize::try_from(contents.size).ok();
-                    if let (Some(gather), Some(bytes)) = (&mut self.gather, size.and_then(|size| self.buffer.get(..size))) {
-                        gather.take(path, &contents, bytes);
-                    }
                     let file = Known::File(KnownFile::new(&contents, looked_at_ns));
                     let new = known.map(Known::hash) != Some(file.hash()) || mark.tell;
                     self.found(path, file, new);
@@ -444,6 +440,17 @@ impl Look<'_> {
         }
         self.findings.busy.push(path.clone());
         Seen::Unknown
+    }
+
+    fn read_file(&mut self, folder: &Folder, name: &str, path: &RelPath) -> Result<Contents, ReadError> {
+        let Some(gather) = &mut self.gather else { return read::hash(folder, name, &mut self.buffer) };
+        let reading = Reading::open(folder, name)?;
+        if reading.before().size > limits::CHUNK_BYTES as u64 {
+            return gather.read(path, reading);
+        }
+        let (contents, bytes) = reading.whole(&mut self.buffer)?;
+        gather.take(path, &contents, bytes);
+        Ok(contents)
     }
 
     fn found(&mut self, path: &RelPath, known: Known, new: bool) {

@@ -46,6 +46,7 @@ use super::{
     chunks::ChunkMap,
     download::{self, Kitchen, Staged, Wanted},
     drift,
+    gather::Gather,
     ignore::Ignored,
     large::ReadFiles,
     read::ReadError,
@@ -89,7 +90,10 @@ const HOT: Duration = Duration::from_millis(100);
 const HOT_AT_MOST: Duration = Duration::from_secs(60);
 /// From this try on it is reported.
 const HOT_TRIES: u32 = 3;
-/// An upload above this goes beside those of small files.
+/// Uploads go in two lanes, so that a small edit does not wait for a large file.
+const SMALL: usize = 0;
+const LARGE: usize = 1;
+/// Above this a file goes in the lane of large ones.
 const LARGE_BYTES: u64 = 4 * 1024 * 1024;
 /// Problems in a status.
 const PROBLEMS: usize = 100;
@@ -135,7 +139,7 @@ pub enum Ask {
 pub struct Inbox {
     /// Streams of the hub.
     pub attached: mpsc::Receiver<Attachment>,
-    /// Of this node's tasks.
+    /// What this node's tasks wait for, and what the hub says of the session while there is no stream.
     pub asked: mpsc::Receiver<Ask>,
 }
 
@@ -205,12 +209,15 @@ enum Event {
     Read {
         path: RelPath,
         file: Result<KnownFile, ReadError>,
+        gathered: Vec<(RelPath, Hash)>,
     },
     Stored(Stored),
     Uploaded {
-        large: bool,
+        lane: usize,
     },
-    Gathered,
+    Gathered {
+        lane: usize,
+    },
 }
 
 /// Tasks whose contents are in the stage, and how large files among them are cut.
@@ -329,9 +336,9 @@ pub struct Workspace {
     uploads: [Vec<(RelPath, Hash)>; 2],
     uploading: [bool; 2],
     up_bytes: BTreeMap<RelPath, u64>,
-    /// A first look sends what it reads: what is on its way, and what is at the hub before the engine asked for it.
-    is_gathering: bool,
-    gathering: BTreeMap<RelPath, Hash>,
+    /// What is new is sent as it is read, by a first look and in the lane of large files: what is on its way, and what is at the hub before the engine asked for it.
+    is_gathering: [bool; 2],
+    gathering: [BTreeMap<RelPath, Hash>; 2],
     made: BTreeMap<RelPath, MadeFile>,
 
     rows: Rows,
@@ -415,8 +422,8 @@ impl Workspace {
             uploads: Default::default(),
             uploading: [false; 2],
             up_bytes: BTreeMap::new(),
-            is_gathering: false,
-            gathering: BTreeMap::new(),
+            is_gathering: [false; 2],
+            gathering: Default::default(),
             made: BTreeMap::new(),
             rows,
             writing: None,

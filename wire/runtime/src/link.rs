@@ -1,7 +1,7 @@
 //! The client's side of a link to a relay, for peers and hubs: dial, say hello, be welcomed or refused.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -119,10 +119,7 @@ pub async fn resolve(relay: &RelayEndpoint) -> Result<Vec<SocketAddr>, LinkError
 
 /// What the kernel would send from; no packet leaves for that. `None`: there is no way.
 pub(crate) fn own_address(towards: &SocketAddr) -> Option<IpAddr> {
-    let any: IpAddr = if towards.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = std::net::UdpSocket::bind((any, 0)).ok()?;
-    socket.connect(towards).ok()?;
-    Some(socket.local_addr().ok()?.ip())
+    Some(quic::connected(towards).ok()?.local_addr().ok()?.ip())
 }
 
 /// Dials a relay at the address that [`crate::socket::NodeSocket::relay_path`] gave for it, and shakes hands.
@@ -136,10 +133,10 @@ pub async fn dial(
     key: &SecretKey,
     hello: LinkHello,
 ) -> Result<Link, LinkError> {
-    greet(connect(endpoint, virtual_address, relay, key).await?, relay, hello).await
+    greet(connect(endpoint, virtual_address, relay, key, quic::PACKET_BYTES).await?, relay, hello).await
 }
 
-/// The first half of [`dial`]: a connection that proves that the relay is there. Nobody is told that it is.
+/// The first half of [`dial`]: a connection, with packets of at most `packet_bytes`, that proves that the relay is there. Nobody is told that it is.
 ///
 /// # Errors
 /// [`LinkError`].
@@ -148,9 +145,11 @@ pub async fn connect(
     virtual_address: SocketAddr,
     relay: &RelayEndpoint,
     key: &SecretKey,
+    packet_bytes: u16,
 ) -> Result<Connection, LinkError> {
     let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
-    let config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
+    let mut config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
+    config.transport_config(quic::dialled_link(packet_bytes));
     let connecting = endpoint.connect_with(config, virtual_address, "relay.cortex.invalid")?;
     in_time(relay, async {
         connecting.await.map_err(|source| match source {

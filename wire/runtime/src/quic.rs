@@ -3,14 +3,21 @@
 //! Connection ids are addresses (see [`cortex_wire::route`]): every endpoint issues ids that begin with its own [`Prefix`], and a client
 //! puts the server's prefix into its very first packet.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use cortex_wire::{
     ALPN_LINK, ALPN_MESH,
     key::{PublicKey, SecretKey},
     route::{CID_LEN, INITIAL_CID_LEN, RelayTag, Route},
 };
-use quinn::{ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, TransportConfig, VarInt, congestion::CubicConfig};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt, congestion::CubicConfig,
+};
 
 use crate::{clock, tls};
 
@@ -73,7 +80,44 @@ pub fn endpoint_config(prefix: Prefix, reset_key: &[u8; 32]) -> EndpointConfig {
     // The fixed bit stays set, so that a first byte always tells QUIC from anything else on the port.
     config.grease_quic_bit(false);
     config.min_reset_interval(Duration::from_millis(1));
+    // It is within QUIC's limits, so it is not refused.
+    let _ = config.max_udp_payload_size(LARGEST_PACKET_BYTES);
     config
+}
+
+/// Packets of a connection over Ethernet, in bytes: what remains of 1,500 under IPv6 or a tunnel.
+pub const PACKET_BYTES: u16 = 1_452;
+/// The largest that are ever sent. Ten of them, which quinn hands to the kernel at a time, are just below the most that it takes.
+pub const LARGEST_PACKET_BYTES: u16 = 6_400;
+
+/// The largest packets that are worth trying towards a real address: larger ones where the whole way inside this machine or its network takes them (loopback, jumbo frames), which costs a third
+/// of the time. QUIC still finds out by itself what arrives.
+pub fn packet_bytes(towards: SocketAddr) -> u16 {
+    route_mtu(towards).map_or(PACKET_BYTES, |mtu| {
+        let room = mtu.saturating_sub(if towards.is_ipv4() { 28 } else { 48 });
+        u16::try_from(room).unwrap_or(u16::MAX).clamp(PACKET_BYTES, LARGEST_PACKET_BYTES)
+    })
+}
+
+/// What the kernel knows of the way there; no packet leaves for that.
+#[cfg(target_os = "linux")]
+fn route_mtu(towards: SocketAddr) -> Option<u32> {
+    let socket = connected(&towards).ok()?;
+    let mtu = if towards.is_ipv4() { rustix::net::sockopt::ip_mtu(&socket) } else { rustix::net::sockopt::ipv6_mtu(&socket) };
+    mtu.ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn route_mtu(_: SocketAddr) -> Option<u32> {
+    None
+}
+
+/// A socket of the kernel's choice for packets to there.
+pub(crate) fn connected(towards: &SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let any: IpAddr = if towards.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = std::net::UdpSocket::bind((any, 0))?;
+    socket.connect(towards)?;
+    Ok(socket)
 }
 
 /// Settings for accepting connections as `key`.
@@ -84,7 +128,7 @@ pub fn server_config(key: &SecretKey, purpose: Purpose) -> Result<quinn::ServerC
     let tls = tls::server(key, purpose.alpn())?;
     let crypto = quinn::crypto::rustls::QuicServerConfig::try_from(tls).map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
-    let mut transport = transport(purpose);
+    let mut transport = transport(purpose, PACKET_BYTES);
     if purpose == Purpose::Mesh {
         // The hub opens every stream of the end-to-end connection.
         transport.max_concurrent_bidi_streams(VarInt::from_u32(0));
@@ -108,17 +152,34 @@ pub fn client_config(
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.initial_dst_cid_provider(Arc::new(move || prefix.connection_id::<INITIAL_CID_LEN>()));
-    let mut transport = transport(purpose);
+    config.transport_config(client_transport(purpose, PACKET_BYTES));
+    Ok(config)
+}
+
+/// Settings of a link for whoever dials it, with packets of at most `packet_bytes`.
+pub fn dialled_link(packet_bytes: u16) -> Arc<TransportConfig> {
+    client_transport(Purpose::Link, packet_bytes)
+}
+
+/// Settings of a link for whoever accepts it, with packets of at most `packet_bytes`.
+pub fn accepted_link(packet_bytes: u16) -> Arc<TransportConfig> {
+    Arc::new(transport(Purpose::Link, packet_bytes))
+}
+
+fn client_transport(purpose: Purpose, packet_bytes: u16) -> Arc<TransportConfig> {
+    let mut transport = transport(purpose, packet_bytes);
     // The client keeps the path and the NAT mapping alive; one side is enough.
     transport.keep_alive_interval(Some(Duration::from_secs(10)));
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+    Arc::new(transport)
 }
 
 /// Windows as measured in the design's transport report: they matter from 50 ms of round trip on, and are limits, not allocations. What is
 /// allocated is state per allowed incoming stream, so those are few on links.
-fn transport(purpose: Purpose) -> TransportConfig {
+fn transport(purpose: Purpose, packet_bytes: u16) -> TransportConfig {
     let mut config = TransportConfig::default();
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(packet_bytes);
+    config.mtu_discovery_config(Some(discovery));
     config.max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(30_000))));
     config.initial_rtt(Duration::from_millis(100));
     config.datagram_receive_buffer_size(None);

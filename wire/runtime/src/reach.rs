@@ -207,8 +207,12 @@ impl Way {
 
     /// Makes `carrier` the path's, and connects by it.
     async fn connect_by(&self, carrier: Carrier) -> Result<Connection, LinkError> {
+        let packet_bytes = match &carrier {
+            Carrier::Udp(address) => quic::packet_bytes(*address),
+            Carrier::Tunnel(_) => quic::PACKET_BYTES,
+        };
         let virtual_address = self.socket.carry(self.tag, carrier);
-        link::connect(&self.endpoint, virtual_address, &self.relay, &self.key).await
+        link::connect(&self.endpoint, virtual_address, &self.relay, &self.key, packet_bytes).await
     }
 
     /// A tunnel that has shown that it leads to the relay.
@@ -230,7 +234,7 @@ impl Way {
 
     async fn tried(&self, carrier: Carrier) -> Result<Carrier, LinkError> {
         let trial = self.socket.on_trial(self.tag, carrier.clone());
-        let connect = link::connect(&self.endpoint, trial.virtual_address, &self.relay, &self.key);
+        let connect = link::connect(&self.endpoint, trial.virtual_address, &self.relay, &self.key, quic::PACKET_BYTES);
         let connection = timeout(TRIAL, connect).await.unwrap_or_else(|_| Err(self.silent()))?;
         connection.close(VarInt::from_u32(CloseCode::Done.number()), b"a trial");
         // Long enough for the close to leave by the way that it concerns.

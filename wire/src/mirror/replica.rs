@@ -326,6 +326,11 @@ impl Replica {
         status
     }
 
+    /// Somebody has paused the workspace at the hub.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
     /// The hub's tree has come whole, as far as this connection knows.
     pub fn is_caught_up(&self) -> bool {
         self.link.caught_up

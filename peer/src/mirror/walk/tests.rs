@@ -217,7 +217,7 @@ fn a_large_file_is_named_and_not_read_until_somebody_has() {
     assert_eq!(findings.large, [path("large")]);
     assert_eq!(said(findings), ["+small"]);
     std::thread::sleep(std::time::Duration::from_millis(50));
-    let read = || crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(false)).unwrap();
+    let read = || crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(false), None).unwrap();
     bench.eyes.read_files.put(path("large"), read());
     assert_eq!(bench.at("large", WRITTEN), ["+large"]);
     assert!(bench.eyes.read_files.is_empty());
@@ -226,7 +226,7 @@ fn a_large_file_is_named_and_not_read_until_somebody_has() {
     large.set_len(LARGE_BYTES + 2).unwrap();
     let findings = bench.look(&Dirty::everything(), How::default());
     assert_eq!(findings.large, [path("large")], "what was read is of an older one");
-    let stopped = crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(true));
+    let stopped = crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(true), None);
     assert!(matches!(stopped, Err(ReadError::Changed)));
 }
 

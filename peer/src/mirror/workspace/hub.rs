@@ -12,6 +12,7 @@ impl Workspace {
         for key in &open.keys {
             self.add_key(key);
         }
+        self.forget_made();
         self.seed = open.chunk_seed[..].try_into().unwrap_or_default();
         self.stream = Some(Stream { frames, send });
         let (revision, root) = self.replica.hello();
@@ -28,6 +29,7 @@ impl Workspace {
         let mut keys = Keys::new(self.options.session);
         self.keys.iter().for_each(|(epoch, key)| keys.insert(*epoch, key));
         self.sealing = Arc::new(keys);
+        self.forget_made();
     }
 
     pub(super) fn detached(&mut self) {
@@ -57,7 +59,12 @@ impl Workspace {
                 Ok(verdict) => self.handle(Input::Verdict(verdict)),
                 Err(error) => self.give_stream_up(&error),
             },
-            Some(Frame::State(state)) => self.handle(Input::State { locks: locks(&state.locks), paused: state.paused }),
+            Some(Frame::State(state)) => {
+                if state.paused {
+                    self.forget_made();
+                }
+                self.handle(Input::State { locks: locks(&state.locks), paused: state.paused });
+            }
             Some(Frame::Key(key)) => self.add_key(&key),
             Some(Frame::Rescan(rescan)) => {
                 self.checks.push(Check { request: rescan.request, rehash: rescan.rehash, repair: rescan.repair, looked: false });

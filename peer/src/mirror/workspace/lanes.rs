@@ -118,8 +118,8 @@ impl Workspace {
             stop: self.stop.clone(),
         };
         self.lane = Lane::Looking(how);
-        let mut gather = self.start_gathering(how);
-        let all_is_new = gather.is_some();
+        let all_is_new = self.all_is_new(how);
+        let mut gather = if all_is_new { self.start_gathering(SMALL) } else { None };
         let tell = self.tell.clone();
         tokio::task::spawn_blocking(move || {
             let mut findings = Findings::default();
@@ -198,11 +198,11 @@ impl Workspace {
                 }
                 self.staged.add(jobs, tasks);
             }
-            Event::Read { path, file } => self.was_read(path, file),
+            Event::Read { path, file, gathered } => self.was_read(path, file, gathered),
             Event::Applied { jobs, done, maps } => self.applied(&jobs, done, maps),
             Event::Stored(stored) => self.stored(stored),
-            Event::Uploaded { large } => self.uploading[usize::from(large)] = false,
-            Event::Gathered => self.gathered(),
+            Event::Uploaded { lane } => self.uploading[lane] = false,
+            Event::Gathered { lane } => self.gathered(lane),
         }
     }
 
@@ -242,7 +242,8 @@ impl Workspace {
     }
 
     fn found(&mut self, found: Vec<(RelPath, Option<Found>)>, gathered: Vec<(RelPath, Hash)>) {
-        self.gathering.extend(gathered);
+        self.gathering[SMALL].extend(gathered);
+        self.forget_stale(&found);
         if !found.is_empty() {
             self.handle(Input::Scanned(found));
         }

@@ -27,15 +27,29 @@ impl Workspace {
         }
         let Some(path) = self.to_read.pop_first() else { return };
         self.reading = Some(path.clone());
+        let mut gather = if self.is_news(&path) { self.start_gathering(LARGE) } else { None };
         let (root, stop, tell) = (self.root.clone(), self.stop.clone(), self.tell.clone());
         tokio::task::spawn_blocking(move || {
-            let file = large::read(&root, &path, &stop);
-            let _ = tell.blocking_send(Event::Read { path, file });
+            let file = large::read(&root, &path, &stop, gather.as_mut());
+            let gathered = gather.as_mut().map(Gather::taken).unwrap_or_default();
+            let _ = tell.blocking_send(Event::Read { path, file, gathered });
+            if let Some(gather) = gather {
+                gather.finish();
+            }
         });
     }
 
-    pub(super) fn was_read(&mut self, path: RelPath, file: Result<KnownFile, ReadError>) {
+    /// Whether what would be sent of a file is news to the hub: it has none there, or one of which it is known here how it is cut.
+    fn is_news(&self, path: &RelPath) -> bool {
+        match self.replica.hub().get(path) {
+            Some(Entry::File { content, .. }) => self.store.map(&content.hash).is_some(),
+            _ => true,
+        }
+    }
+
+    pub(super) fn was_read(&mut self, path: RelPath, file: Result<KnownFile, ReadError>, gathered: Vec<(RelPath, Hash)>) {
         self.reading = None;
+        self.gathering[LARGE].extend(gathered);
         match file {
             Ok(file) => {
                 self.read_files.put(path.clone(), file);

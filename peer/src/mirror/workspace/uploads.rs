@@ -1,7 +1,10 @@
 //! From the disk to the hub's chunks: uploads that the engine asks for, and what a first look brought there before.
 
 use super::*;
-use crate::mirror::gather::Gather;
+
+fn lane(size: u64) -> usize {
+    if size > LARGE_BYTES { LARGE } else { SMALL }
+}
 
 impl Workspace {
     pub(super) fn upload(&mut self, path: RelPath, hash: Hash) {
@@ -10,31 +13,35 @@ impl Workspace {
         }
         let size = self.cache().file(&path).map_or(0, |file| file.stat.size);
         self.up_bytes.insert(path.clone(), size);
-        if self.gathering.get(&path) != Some(&hash) {
-            self.uploads[usize::from(size > LARGE_BYTES)].push((path, hash));
+        if self.gathering.iter().all(|gathering| gathering.get(&path) != Some(&hash)) {
+            self.uploads[lane(size)].push((path, hash));
         }
     }
 
     pub(super) fn start_uploads(&mut self) {
         let Some(chunks) = self.options.chunks.borrow().clone() else { return };
-        for large in [false, true] {
-            let lane = usize::from(large);
+        for lane in [SMALL, LARGE] {
             if self.uploading[lane] || self.uploads[lane].is_empty() {
                 continue;
             }
             let wanted = std::mem::take(&mut self.uploads[lane]);
             self.uploading[lane] = true;
-            let (source, made) = (self.source(), self.start_storing(chunks.clone(), Event::Uploaded { large }));
+            let (source, made) = (self.source(), self.start_storing(chunks.clone(), Event::Uploaded { lane }));
             tokio::task::spawn_blocking(move || upload::make(source, &wanted, made));
         }
     }
 
-    /// Everything that is found is new: what is read of it goes up at once.
-    pub(super) fn start_gathering(&mut self, how: How) -> Option<Gather> {
-        let all_is_new = how.all && !self.is_gathering && self.replica.is_caught_up() && self.replica.hub().is_empty();
-        let chunks = self.options.chunks.borrow().clone().filter(|_| all_is_new)?;
-        self.is_gathering = true;
-        Some(Gather::new(self.source(), self.start_storing(chunks, Event::Gathered)))
+    /// Whether everything that a look finds is new.
+    pub(super) fn all_is_new(&self, how: How) -> bool {
+        how.all && self.replica.is_caught_up() && self.replica.hub().is_empty()
+    }
+
+    /// What is read from now on goes up at once, when that can be. One at a time in each lane.
+    pub(super) fn start_gathering(&mut self, lane: usize) -> Option<Gather> {
+        let can = !self.is_gathering[lane] && self.stream.is_some() && !self.replica.is_paused();
+        let chunks = self.options.chunks.borrow().clone().filter(|_| can)?;
+        self.is_gathering[lane] = true;
+        Some(Gather::new(self.source(), self.start_storing(chunks, Event::Gathered { lane })))
     }
 
     fn source(&self) -> Source {
@@ -45,6 +52,7 @@ impl Workspace {
             keys: self.sealing.clone(),
             seed: self.seed,
             hub: self.replica.hub().clone(),
+            stop: self.stop.clone(),
         }
     }
 
@@ -78,7 +86,7 @@ impl Workspace {
                 }
             }
             Stored::Failed { path, trouble } => {
-                self.gathering.remove(&path);
+                self.no_longer_gathering(&path);
                 if self.up_bytes.remove(&path).is_none() {
                     return;
                 }
@@ -91,7 +99,7 @@ impl Workspace {
     }
 
     fn uploaded(&mut self, file: MadeFile) {
-        self.gathering.remove(&file.path);
+        self.no_longer_gathering(&file.path);
         self.up_bytes.remove(&file.path);
         if let (Some(map), Entry::File { content, .. }) = (&file.map, &file.entry) {
             self.rows.map(&content.hash, Some(map));
@@ -100,12 +108,34 @@ impl Workspace {
         self.handle(Input::Uploaded { path: file.path, hash: file.hash, entry: file.entry });
     }
 
-    /// All that a look has gathered was told of: what the engine still waits for is uploaded the ordinary way.
-    pub(super) fn gathered(&mut self) {
-        self.is_gathering = false;
-        for (path, hash) in std::mem::take(&mut self.gathering) {
+    /// All that was gathered in a lane was told of: what the engine still waits for is uploaded the ordinary way.
+    pub(super) fn gathered(&mut self, of: usize) {
+        self.is_gathering[of] = false;
+        for (path, hash) in std::mem::take(&mut self.gathering[of]) {
             if let Some(size) = self.up_bytes.get(&path) {
-                self.uploads[usize::from(*size > LARGE_BYTES)].push((path, hash));
+                self.uploads[lane(*size)].push((path, hash));
+            }
+        }
+    }
+
+    fn no_longer_gathering(&mut self, path: &RelPath) {
+        self.gathering.iter_mut().for_each(|gathering| {
+            gathering.remove(path);
+        });
+    }
+
+    /// What is at the hub and was not asked for is spared there for a while only, and new keys are for all that is proposed from now on.
+    pub(super) fn forget_made(&mut self) {
+        self.made.clear();
+    }
+
+    /// Something else lies there now than what was gathered.
+    pub(super) fn forget_stale(&mut self, found: &[(RelPath, Option<Found>)]) {
+        if !self.made.is_empty() {
+            for (path, found) in found {
+                if self.made.get(path).is_some_and(|made| found.as_ref().is_none_or(|found| found.hash() != made.hash)) {
+                    self.made.remove(path);
+                }
             }
         }
     }
