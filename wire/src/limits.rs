@@ -85,7 +85,10 @@ pub const TICKET_SESSIONS: usize = 256;
 /// One message of a stream that carries packets where UDP does not get through: a batch of them, each after its length. As much as one segmented send.
 pub const STREAM_MESSAGE_BYTES: usize = 64 * 1024;
 /// A packet in such a message. QUIC endpoints here send no larger ones.
-pub const STREAM_PACKET_BYTES: usize = 1_500;
+pub const STREAM_PACKET_BYTES: usize = LARGEST_PACKET_BYTES as usize;
+
+/// The largest QUIC packets that are ever sent, in bytes. Ten of them, which quinn hands to the kernel at a time, are just below the most that it takes.
+pub const LARGEST_PACKET_BYTES: u16 = 6_400;
 /// Packets that wait for a stream to take them. What goes beyond is dropped, as a router would; a quarter of a second at 10 Mbit/s.
 pub const STREAM_QUEUE_BYTES: usize = 256 * 1024;
 /// What the kernel may hold of a stream besides: together they bound what a receiver that does not read costs, and how long it makes others wait.

@@ -13,6 +13,7 @@ use std::{
 use cortex_wire::{
     ALPN_LINK, ALPN_MESH,
     key::{PublicKey, SecretKey},
+    limits::LARGEST_PACKET_BYTES,
     route::{CID_LEN, INITIAL_CID_LEN, RelayTag, Route},
 };
 use quinn::{
@@ -87,16 +88,16 @@ pub fn endpoint_config(prefix: Prefix, reset_key: &[u8; 32]) -> EndpointConfig {
 
 /// Packets of a connection over Ethernet, in bytes: what remains of 1,500 under IPv6 or a tunnel.
 pub const PACKET_BYTES: u16 = 1_452;
-/// The largest that are ever sent. Ten of them, which quinn hands to the kernel at a time, are just below the most that it takes.
-pub const LARGEST_PACKET_BYTES: u16 = 6_400;
+
+const ETHERNET_MTU: u32 = 1_500;
 
 /// The largest packets that are worth trying towards a real address: larger ones where the whole way inside this machine or its network takes them (loopback, jumbo frames), which costs a third
 /// of the time. QUIC still finds out by itself what arrives.
 pub fn packet_bytes(towards: SocketAddr) -> u16 {
-    route_mtu(towards).map_or(PACKET_BYTES, |mtu| {
-        let room = mtu.saturating_sub(if towards.is_ipv4() { 28 } else { 48 });
-        u16::try_from(room).unwrap_or(u16::MAX).clamp(PACKET_BYTES, LARGEST_PACKET_BYTES)
-    })
+    match route_mtu(towards) {
+        Some(mtu) if mtu > ETHERNET_MTU => u16::try_from(mtu - 48).unwrap_or(u16::MAX).min(LARGEST_PACKET_BYTES),
+        _ => PACKET_BYTES,
+    }
 }
 
 /// What the kernel knows of the way there; no packet leaves for that.
