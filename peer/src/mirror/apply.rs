@@ -1,6 +1,6 @@
 //! Puts what the hub has into its place, without ever writing over something that this node did not expect.
 //!
-//! A batch goes in steps: everything is staged and on the disk, then every path is renamed, then the renames are on the disk, and only then is anybody told.
+//! A batch goes in steps: everything is staged and on the disk before it begins ([`Stage::sync`]), then every path is renamed, then the renames are on the disk, and only then is anybody told.
 //! A replacement is one exchange, so a reader sees the old file or the new one and never none. What was displaced is looked at afterwards: when it is not what
 //! it was taken for, somebody was faster, and it goes back.
 //!
@@ -37,12 +37,9 @@ use super::{
     ignore::{self, Ignored},
     read::{self, BUFFER_BYTES},
     root::{Folder, Root, Stat},
-    stage::Stage,
+    stage::{FEW, Stage},
     walk::now_ns,
 };
-
-/// Up to so many files are synced one by one; for more, one `syncfs` is faster.
-const FEW: usize = 16;
 
 /// What is to be done at one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,7 +139,7 @@ pub struct Done {
 /// The moments of an apply at which a crash is simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Step {
-    /// Staged files are on the disk.
+    /// Nothing is done yet.
     Staged,
     /// One path was exchanged or taken away, and what was displaced has not been looked at.
     Displaced,
@@ -203,21 +200,17 @@ struct Batch<'a> {
 
 impl Batch<'_> {
     fn run(&mut self, tasks: &[Task]) -> Result<Vec<Done>, Crash> {
-        let synced = self.sync_staged(tasks);
         self.step(Step::Staged).map_err(|_| Crash)?;
         let mut done = Vec::with_capacity(tasks.len());
         for task in tasks {
             let mut copy = None;
-            let result = match &synced {
-                Err(error) => Err(Failed::io(error)),
-                Ok(()) => match self.place(task, &mut copy) {
-                    Ok(()) => {
-                        self.learn_rules(task);
-                        Ok(())
-                    }
-                    Err(Error::Failed(failed)) => Err(failed),
-                    Err(Error::Crash) => return Err(Crash),
-                },
+            let result = match self.place(task, &mut copy) {
+                Ok(()) => {
+                    self.learn_rules(task);
+                    Ok(())
+                }
+                Err(Error::Failed(failed)) => Err(failed),
+                Err(Error::Crash) => return Err(Crash),
             };
             if let (Err(_), Put::File { staged, .. }) = (&result, &task.put)
                 && !self.kept.contains(staged)
@@ -240,18 +233,6 @@ impl Batch<'_> {
 
     fn cache(&self) -> MutexGuard<'_, Cache> {
         self.hands.cache.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn sync_staged(&self, tasks: &[Task]) -> io::Result<()> {
-        let staged: Vec<_> =
-            tasks.iter().filter_map(|task| if let Put::File { staged, .. } = &task.put { Some(staged) } else { None }).collect();
-        if staged.len() > FEW {
-            return Ok(syncfs(self.hands.stage.folder())?);
-        }
-        for name in staged {
-            fsync(self.hands.stage.folder().read(name)?)?;
-        }
-        Ok(())
     }
 
     fn sync_folders(&self) -> io::Result<()> {

@@ -4,7 +4,7 @@
 //! a row costs a hash.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ops::Bound,
     sync::Arc,
 };
@@ -113,13 +113,35 @@ impl Known {
 pub struct Cache {
     known: BTreeMap<RelPath, Known>,
     changed: BTreeSet<RelPath>,
+    /// Of contents that were seen: some of them may be gone. Made anew when most are.
+    contents: HashSet<u64>,
+}
+
+/// Room for contents that are gone, beside as many as there are paths.
+const GONE_CONTENTS: usize = 4_096;
+
+/// The beginning of a hash is as good as all of it, for something that is looked up afterwards.
+fn short(content: &[u8; 32]) -> u64 {
+    content.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
 }
 
 impl Cache {
     /// Takes over rows of [`Cache::take_changes`]. Those that cannot be read are left out.
     pub fn load(rows: impl IntoIterator<Item = (RelPath, Vec<u8>)>) -> Self {
         let known = rows.into_iter().filter_map(|(path, row)| Some((path, Known::decode(&row)?))).collect();
-        Self { known, changed: BTreeSet::new() }
+        let mut cache = Self { known, ..Self::default() };
+        cache.note_contents();
+        cache
+    }
+
+    fn note_contents(&mut self) {
+        let files = self.known.values().filter_map(|known| if let Known::File(file) = known { Some(short(&file.content)) } else { None });
+        self.contents = files.collect();
+    }
+
+    /// Whether some file may have these contents. When not, none has.
+    pub fn may_hold(&self, content: &[u8; 32]) -> bool {
+        self.contents.contains(&short(content))
     }
 
     /// What was seen there.
@@ -137,6 +159,13 @@ impl Cache {
 
     /// Notes what was seen there.
     pub fn set(&mut self, path: &RelPath, known: Option<Known>) {
+        if let Some(Known::File(file)) = &known
+            && self.contents.insert(short(&file.content))
+            && self.contents.len() > 2 * self.known.len() + GONE_CONTENTS
+        {
+            self.note_contents();
+            self.contents.insert(short(&file.content));
+        }
         let same = match known {
             None => self.known.remove(path).is_none(),
             Some(known) => match self.known.get_mut(path) {
@@ -197,6 +226,19 @@ mod tests {
 
     fn path(text: &str) -> RelPath {
         text.parse().unwrap()
+    }
+
+    #[test]
+    fn contents_are_found_and_those_that_are_gone_do_not_pile_up() {
+        let stat = Stat { dev: 1, ino: 1, size: 1, mtime_ns: 5, ctime_ns: 5, mode: 0o100_644 };
+        let content = |number: u32| *blake3::hash(&number.to_le_bytes()).as_bytes();
+        let file = |number| Some(Known::File(KnownFile { stat, looked_at_ns: 9, content: content(number) }));
+        let mut cache = Cache::default();
+        cache.set(&path("first"), file(0));
+        (1..20_000).for_each(|number| cache.set(&path("a"), file(number)));
+        assert!(cache.may_hold(&content(0)) && cache.may_hold(&content(19_999)));
+        assert!(cache.contents.len() <= GONE_CONTENTS + 5, "{}", cache.contents.len());
+        assert!(!cache.may_hold(&content(1)) && !cache.may_hold(&content(20_000)));
     }
 
     fn known() -> impl Strategy<Value = Known> {

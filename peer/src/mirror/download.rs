@@ -5,11 +5,15 @@
 //! of, a staged file has the hash that was announced, or is no staged file.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
     os::unix::fs::FileExt as _,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{Receiver, SyncSender, sync_channel},
+    },
+    thread,
 };
 
 use bytes::Bytes;
@@ -39,6 +43,8 @@ use super::{
 
 /// Chunks between the network and the disk.
 const QUEUE: usize = 8;
+/// Pieces of a large file between what opens them and what writes them.
+const AHEAD: usize = 8;
 /// Chunks named in one request.
 const REQUEST: usize = 1_024;
 
@@ -164,7 +170,7 @@ fn part<'a>(plain: &'a [u8], span: &Span) -> Result<&'a [u8], Trouble> {
 #[derive(Debug, Clone)]
 enum Piece {
     /// From the file's last version on this disk.
-    Local { offset: u64, span: Span },
+    Local { offset: u64, cut: Cut },
     /// From a chunk that comes now.
     Next(Span),
     /// From the chunk that came last.
@@ -243,14 +249,32 @@ impl Plan {
                 Step::Copy { at, from, spans } => outcomes[at] = Some(cook.copy(&wanted[at], &from, &spans)),
             }
         }
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(offline(ChunkError::Lost)))).collect()
+        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(offline(ChunkError::Lost)))).collect();
+        bring_to_disk(&kitchen.stage, outcomes)
     }
+}
+
+/// Before anything takes its place, what is staged is on the disk.
+fn bring_to_disk(stage: &Stage, mut outcomes: Vec<Result<Staged, Trouble>>) -> Vec<Result<Staged, Trouble>> {
+    let names: Vec<&str> = outcomes.iter().flatten().map(|staged| staged.name.as_str()).collect();
+    if let Err(error) = stage.sync(names.into_iter()) {
+        for outcome in &mut outcomes {
+            if let Ok(staged) = outcome {
+                stage.discard(&staged.name);
+                *outcome = Err(io_trouble(&error));
+            }
+        }
+    }
+    outcomes
 }
 
 /// Wanted contents that some file on this disk has.
 fn contents_here(kitchen: &Kitchen, files: &[(Wanted, Result<Vec<Span>, Trouble>)]) -> HashMap<[u8; 32], RelPath> {
-    let wanted: std::collections::HashSet<[u8; 32]> = files.iter().map(|(wanted, _)| wanted.content.hash).collect();
     let cache = kitchen.cache.lock().unwrap_or_else(PoisonError::into_inner);
+    let wanted: HashSet<[u8; 32]> = files.iter().map(|(wanted, _)| wanted.content.hash).filter(|content| cache.may_hold(content)).collect();
+    if wanted.is_empty() {
+        return HashMap::new();
+    }
     let files = cache.iter().filter_map(|(path, known)| if let Known::File(file) = known { Some((path, file)) } else { None });
     files
         .filter(|(_, file)| file.stat.size > 0 && wanted.contains(&file.content))
@@ -265,14 +289,14 @@ fn plan_file(kitchen: &Kitchen, at: usize, wanted: &Wanted, spans: &[Span]) -> S
     };
     let map = old.and_then(|content| kitchen.store.map(&content)).unwrap_or_default();
     let mut offset = 0;
-    let mut have: HashMap<(Sid, u32, u32), u64> = HashMap::new();
+    let mut have: HashMap<(Sid, u32, u32), (u64, Cut)> = HashMap::new();
     for cut in &map.0 {
-        have.insert((cut.sid, cut.offset, cut.length), offset);
+        have.insert((cut.sid, cut.offset, cut.length), (offset, *cut));
         offset += u64::from(cut.length);
     }
     let mut last = None;
     let piece = |span: &Span| match have.get(&(span.sid, span.offset, span.length)) {
-        Some(offset) => Piece::Local { offset: *offset, span: *span },
+        Some((offset, cut)) => Piece::Local { offset: *offset, cut: *cut },
         None if last == Some(span.sid) => Piece::Last(*span),
         None => {
             last = Some(span.sid);
@@ -331,48 +355,71 @@ impl Cook<'_> {
     }
 
     fn file(&mut self, wanted: &Wanted, pieces: &[Piece], old: Option<&RelPath>) -> Result<Staged, Trouble> {
-        let mut target = Target::begin(&self.kitchen.stage, wanted)?;
+        let target = Target::begin(&self.kitchen.stage, wanted)?;
         let old = old.and_then(|path| {
             let (folder, name) = self.kitchen.root.place(path).ok()?;
             folder.read(name).ok()
         });
+        let (put, bytes) = sync_channel(AHEAD);
+        // What was written is hashed and written beside what is opened.
+        let (taken, target) = thread::scope(|scope| {
+            let writer = scope.spawn(move || write_all(target, bytes));
+            let taken = self.pieces(pieces, old.as_ref(), put);
+            (taken, writer.join())
+        });
+        let map = taken?;
+        let target = target.unwrap_or_else(|_| Err(io::Error::other("its writer has ended"))).map_err(|error| io_trouble(&error))?;
+        target.complete(wanted, (pieces.len() > 1).then_some(map))
+    }
+
+    /// Hands the bytes of the pieces on, in their order. When nobody takes them any more, whoever did says why.
+    fn pieces(&mut self, pieces: &[Piece], old: Option<&File>, put: SyncSender<Bytes>) -> Result<ChunkMap, Trouble> {
         let mut map = ChunkMap::default();
         let mut last = Bytes::new();
         let mut trouble = None;
         for piece in pieces {
             // Whatever happened, chunks that are on their way are taken, or the next file would get them.
             let taken = match piece {
-                Piece::Next(span) => match self.next(span.sid) {
-                    Ok(plain) => {
-                        last = plain;
-                        part(&last, span).map(<[u8]>::to_vec)
-                    }
-                    Err(error) => Err(error),
-                },
+                Piece::Next(span) => self.next(span.sid).and_then(|plain| {
+                    last = plain;
+                    piece_of(&last, span)
+                }),
                 _ if trouble.is_some() => continue,
-                Piece::Last(span) => part(&last, span).map(<[u8]>::to_vec),
-                Piece::Local { offset, span } => local(old.as_ref(), *offset, span.length),
+                Piece::Last(span) => piece_of(&last, span),
+                Piece::Local { offset, cut } => local(old, *offset, cut.length).map(|bytes| (bytes, *cut)),
             };
-            let (Piece::Next(span) | Piece::Last(span) | Piece::Local { span, .. }) = piece;
-            match taken.and_then(|bytes| target.write(&bytes).map(|()| bytes).map_err(|error| io_trouble(&error))) {
-                Ok(bytes) => {
-                    map.0.push(Cut { length: span.length, plain: *blake3::hash(&bytes).as_bytes(), sid: span.sid, offset: span.offset })
+            match taken {
+                Ok((bytes, cut)) if trouble.is_none() => {
+                    map.0.push(cut);
+                    let _ = put.send(bytes);
                 }
+                Ok(_) => {}
                 Err(error) => trouble = trouble.or(Some(error)),
             }
         }
-        match trouble {
-            Some(trouble) => Err(trouble),
-            None => target.complete(wanted, (pieces.len() > 1).then_some(map)),
-        }
+        trouble.map_or(Ok(map), Err)
     }
 }
 
-fn local(old: Option<&File>, offset: u64, length: u32) -> Result<Vec<u8>, Trouble> {
+/// A piece of an opened chunk.
+fn piece_of(plain: &Bytes, span: &Span) -> Result<(Bytes, Cut), Trouble> {
+    let bytes = plain.slice_ref(part(plain, span)?);
+    let cut = Cut { length: span.length, plain: *blake3::hash(&bytes).as_bytes(), sid: span.sid, offset: span.offset };
+    Ok((bytes, cut))
+}
+
+fn write_all<'a>(mut target: Target<'a>, bytes: Receiver<Bytes>) -> io::Result<Target<'a>> {
+    for bytes in bytes {
+        target.write(&bytes)?;
+    }
+    Ok(target)
+}
+
+fn local(old: Option<&File>, offset: u64, length: u32) -> Result<Bytes, Trouble> {
     let mut bytes = vec![0; length as usize];
     let gone = || io::Error::other("the last version is gone from the disk");
     old.ok_or_else(gone).and_then(|old| old.read_exact_at(&mut bytes, offset)).map_err(|error| changed(&error))?;
-    Ok(bytes)
+    Ok(bytes.into())
 }
 
 fn changed(error: &io::Error) -> Trouble {

@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use cortex_wire::mirror::seal::{Keys, SealError, Sealed, Sealer};
+use cortex_wire::mirror::seal::{Draft, Keys, SealError, Sealed, Sealer};
 
 /// Threads at most. More are of no use while one thread cuts for all of them.
 const THREADS: usize = 4;
@@ -19,7 +19,7 @@ const THREADS: usize = 4;
 type Outcome = Result<Sealed, SealError>;
 
 struct Work {
-    plain: Vec<u8>,
+    draft: Draft,
     answer: SyncSender<Outcome>,
 }
 
@@ -72,17 +72,17 @@ impl Sealers {
     }
 
     /// Seals a chunk beside others. Whoever calls it bounds how many are under way.
-    pub fn seal(&mut self, plain: Vec<u8>) -> Sealing {
+    pub fn seal(&mut self, draft: Draft) -> Sealing {
         if self.threads < self.most {
             self.threads += usize::from(self.start());
         }
         if self.threads == 0 {
-            return Sealing::Done(self.own.seal(&plain));
+            return Sealing::Done(self.own.seal_draft(draft));
         }
         let (answer, sealed) = mpsc::sync_channel(1);
-        match self.work.send(Work { plain, answer }) {
+        match self.work.send(Work { draft, answer }) {
             Ok(()) => Sealing::Coming(sealed),
-            Err(mpsc::SendError(work)) => Sealing::Done(self.own.seal(&work.plain)),
+            Err(mpsc::SendError(work)) => Sealing::Done(self.own.seal_draft(work.draft)),
         }
     }
 
@@ -90,9 +90,9 @@ impl Sealers {
         let (waiting, mut sealer) = (self.waiting.clone(), Sealer::new(self.keys.clone()));
         let next = move || waiting.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let run = move || {
-            while let Ok(Work { plain, answer }) = next() {
+            while let Ok(Work { draft, answer }) = next() {
                 // Whoever gave up needs no answer.
-                let _ = answer.send(sealer.seal(&plain));
+                let _ = answer.send(sealer.seal_draft(draft));
             }
         };
         thread::Builder::new().name("seal".into()).spawn(run).is_ok()

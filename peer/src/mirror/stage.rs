@@ -27,7 +27,7 @@ use std::{
 use cortex_wire::{limits, mirror::path::RelPath};
 use data_encoding::HEXLOWER;
 use rustix::{
-    fs::{AtFlags, Mode, RenameFlags, mkdirat, renameat_with, symlinkat, unlinkat},
+    fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat_with, symlinkat, syncfs, unlinkat},
     io::Errno,
 };
 
@@ -38,6 +38,9 @@ use super::{
 
 /// A conflict copy's name is the path's last component, this many bytes of it at most, and the time.
 const COPY_NAME_BYTES: usize = limits::PATH_COMPONENT_BYTES - 40;
+
+/// Up to so many files are synced one by one; for more, one `syncfs` is faster.
+pub const FEW: usize = 16;
 
 /// The stage of one workspace.
 #[derive(Debug)]
@@ -98,6 +101,20 @@ impl Stage {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Brings files that are complete to the disk.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn sync<'a>(&self, names: impl ExactSizeIterator<Item = &'a str>) -> io::Result<()> {
+        if names.len() > FEW {
+            return Ok(syncfs(&self.folder)?);
+        }
+        for name in names {
+            fsync(self.folder.read(name)?)?;
+        }
+        Ok(())
     }
 
     /// Says that a file with these contents is about to replace another, which will come to lie here. Returns its new name.

@@ -23,7 +23,7 @@ use cortex_wire::{
         entry::{Content, Entry, Hash, Sid, Span, file_hash},
         path::RelPath,
         replica::Trouble,
-        seal::{Keys, SealError, Sealed},
+        seal::{Draft, Keys, SealError, Sealed},
         tree::Tree,
     },
 };
@@ -323,7 +323,7 @@ impl Maker {
     fn seal_bundle(&mut self) {
         if !self.bundled.is_empty() {
             let (bundle, files) = (std::mem::take(&mut self.bundle), std::mem::take(&mut self.bundled));
-            self.pending.push_back(Pending::Bundle { sealing: self.sealers.seal(bundle), files });
+            self.pending.push_back(Pending::Bundle { sealing: self.sealers.seal(Draft::new(&bundle)), files });
         }
     }
 
@@ -438,7 +438,7 @@ impl Maker {
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let cut = known.get(&plain).copied().filter(|cut| cut.length == length);
         if cut.is_none() {
-            self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(chunk.to_vec()), at: self.map.0.len() });
+            self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(Draft::new(chunk)), at: self.map.0.len() });
         }
         self.map.0.push(cut.unwrap_or(Cut { length, plain, sid: Sid([0; 32]), offset: 0 }));
         self.settle(SIDE_BY_SIDE)

@@ -256,3 +256,20 @@ pub fn bind_udp(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
     socket.bind(&address.into())?;
     Ok(socket.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_are_as_large_as_the_way_takes() {
+        let large = if cfg!(target_os = "linux") { LARGEST_PACKET_BYTES } else { PACKET_BYTES };
+        for address in ["127.0.0.1:9", "[::1]:9"] {
+            assert_eq!(packet_bytes(address.parse().unwrap()), large, "{address}");
+        }
+        // Nobody knows a way there, or one of Ethernet.
+        assert!((PACKET_BYTES..LARGEST_PACKET_BYTES).contains(&packet_bytes("192.0.2.1:9".parse().unwrap())));
+        let config = endpoint_config(Prefix::Relay(RelayTag::of(&SecretKey::from_seed([1; 32]).public())), &[0; 32]);
+        assert_eq!(config.get_max_udp_payload_size(), u64::from(LARGEST_PACKET_BYTES));
+    }
+}

@@ -29,6 +29,8 @@ const VERSION: u8 = 1;
 const ZSTD: u8 = 1;
 const HEADER_BYTES: usize = 1 + 1 + 4 + 4;
 const IV_BYTES: usize = 32;
+/// Where what is encrypted begins.
+const BODY: usize = HEADER_BYTES + IV_BYTES;
 const TAG_BYTES: usize = 16;
 /// What sealing adds to a chunk.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + IV_BYTES + TAG_BYTES;
@@ -36,6 +38,10 @@ pub const OVERHEAD_BYTES: usize = HEADER_BYTES + IV_BYTES + TAG_BYTES;
 /// alone, so equal bytes are equal chunks.
 const LEVELS: [i32; 2] = [3, 2];
 const SMALL_BYTES: usize = 128 * 1024;
+/// Bytes that are looked at to see whether compression is worth trying. It is not when each value comes about equally often: the sum of the squares of how often is 69,632 for noise, and
+/// above this in 1 of 10 million samples of it.
+const SAMPLE: usize = 4096;
+const NOISE: u32 = 71_500;
 /// Compressed chunks are kept when they are below this share of the plain ones.
 const WORTH_PERCENT: usize = 95;
 
@@ -207,13 +213,14 @@ fn nonce() -> aead::Nonce {
 pub struct Sealer {
     keys: Arc<Keys>,
     compressors: [Option<zstd::bulk::Compressor<'static>>; 2],
+    compressed: Vec<u8>,
 }
 
 impl Sealer {
     /// A sealer in the latest epoch of `keys`.
     pub fn new(keys: Arc<Keys>) -> Self {
         // Without a compressor (no memory for one) chunks are sealed as they are.
-        Self { keys, compressors: LEVELS.map(|level| zstd::bulk::Compressor::new(level).ok()) }
+        Self { keys, compressors: LEVELS.map(|level| zstd::bulk::Compressor::new(level).ok()), compressed: Vec::new() }
     }
 
     /// Seals 1 to [`limits::CHUNK_BYTES`] bytes.
@@ -221,36 +228,74 @@ impl Sealer {
     /// # Errors
     /// [`SealError`].
     pub fn seal(&mut self, plain: &[u8]) -> Result<Sealed, SealError> {
-        let size = SealError::Size(plain.len());
-        if plain.is_empty() || plain.len() > limits::CHUNK_BYTES {
+        self.seal_draft(Draft::new(plain))
+    }
+
+    /// Seals a chunk where it lies.
+    ///
+    /// # Errors
+    /// [`SealError`].
+    pub fn seal_draft(&mut self, Draft(mut out): Draft) -> Result<Sealed, SealError> {
+        let length = out.len().saturating_sub(BODY);
+        let size = SealError::Size(length);
+        if !(1..=limits::CHUNK_BYTES).contains(&length) {
             return Err(size);
         }
-        let plain_len = u32::try_from(plain.len()).map_err(|_| size)?;
+        let plain_len = u32::try_from(length).map_err(|_| size)?;
         let (epoch, keys) = self.keys.epochs.last_key_value().ok_or(SealError::NoKey)?;
-        let mut out = vec![0; OVERHEAD_BYTES + plain.len()];
-        let worth = plain.len() * WORTH_PERCENT / 100;
-        let body = HEADER_BYTES + IV_BYTES;
-        // A destination of just the size that pays: the compressor gives up as soon as it does not.
-        let compressor = self.compressors[usize::from(plain.len() > SMALL_BYTES)].as_mut();
-        let compressed = compressor.and_then(|zstd| zstd.compress_to_buffer(plain, &mut out[body..body + worth]).ok());
-        if compressed.is_none() {
-            out[body..body + plain.len()].copy_from_slice(plain);
+        let mut flags = 0;
+        if !is_noise(&out[BODY..]) {
+            // A destination of just the size that pays: the compressor gives up as soon as it does not.
+            self.compressed.resize(length * WORTH_PERCENT / 100, 0);
+            let compressor = self.compressors[usize::from(length > SMALL_BYTES)].as_mut();
+            if let Some(shorter) = compressor.and_then(|zstd| zstd.compress_to_buffer(&out[BODY..], &mut self.compressed[..]).ok()) {
+                // What compresses well would hold on to memory it does not use.
+                let mut smaller = Vec::with_capacity(OVERHEAD_BYTES + shorter);
+                smaller.resize(BODY, 0);
+                smaller.extend_from_slice(&self.compressed[..shorter]);
+                (out, flags) = (smaller, ZSTD);
+            }
         }
-        let end = body + compressed.unwrap_or(plain.len());
-        let header = Header { flags: if compressed.is_some() { ZSTD } else { 0 }, epoch: *epoch, plain_len };
+        let header = Header { flags, epoch: *epoch, plain_len };
         let aad = header.aad(&self.keys.session);
-        let iv = keys.iv(&aad, &out[body..end]);
+        let iv = keys.iv(&aad, &out[BODY..]);
         let cipher = keys.cipher(&iv).ok_or(size)?;
-        let tag = cipher.seal_in_place_separate_tag(nonce(), aead::Aad::from(&aad), &mut out[body..end]).map_err(|_| size)?;
+        let tag = cipher.seal_in_place_separate_tag(nonce(), aead::Aad::from(&aad), &mut out[BODY..]).map_err(|_| size)?;
         out[..HEADER_BYTES].copy_from_slice(&header.encode());
-        out[HEADER_BYTES..body].copy_from_slice(&iv);
-        out[end..end + TAG_BYTES].copy_from_slice(tag.as_ref());
-        out.truncate(end + TAG_BYTES);
-        // What compresses well would hold on to memory it does not use.
-        out.shrink_to_fit();
+        out[HEADER_BYTES..BODY].copy_from_slice(&iv);
+        out.extend_from_slice(tag.as_ref());
         let bytes = Bytes::from(out);
         Ok(Sealed { sid: Sid(*blake3::hash(&bytes).as_bytes()), bytes })
     }
+}
+
+/// A chunk with room around it for what sealing adds.
+#[derive(Debug)]
+pub struct Draft(Vec<u8>);
+
+impl Draft {
+    /// A copy of the chunk.
+    pub fn new(plain: &[u8]) -> Self {
+        let mut out = Vec::with_capacity(OVERHEAD_BYTES + plain.len());
+        out.resize(BODY, 0);
+        out.extend_from_slice(plain);
+        Self(out)
+    }
+}
+
+/// Whether bytes look like noise (encrypted, or compressed already), which no compressor makes shorter: by how often each byte comes in a sample from all over.
+fn is_noise(bytes: &[u8]) -> bool {
+    if bytes.len() < SAMPLE {
+        return false;
+    }
+    // Sixteen pieces of neighbours, evenly spread.
+    let (pieces, piece) = (16, SAMPLE / 16);
+    let mut counts = [0_u32; 256];
+    for at in 0..pieces {
+        let from = (bytes.len() - piece) * at / (pieces - 1);
+        bytes[from..from + piece].iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    }
+    counts.iter().map(|count| count * count).sum::<u32>() < NOISE
 }
 
 impl fmt::Debug for Sealer {
@@ -340,6 +385,23 @@ mod tests {
         let noise = proptest::collection::vec(any::<u8>(), 1..2_000);
         let text = (proptest::collection::vec(any::<u8>(), 1..20), 1usize..200).prop_map(|(word, times)| word.repeat(times));
         prop_oneof![noise, text]
+    }
+
+    #[test]
+    fn noise_is_known_and_nothing_else_is_taken_for_it() {
+        let mut noise = vec![0; limits::CHUNK_BYTES];
+        let mut reader = blake3::Hasher::new().finalize_xof();
+        for length in [SAMPLE, SAMPLE + 1, 65_536, limits::CHUNK_BYTES] {
+            reader.fill(&mut noise);
+            assert!(is_noise(&noise[..length]), "{length}");
+        }
+        assert!(!is_noise(&noise[..SAMPLE - 1]), "too few to know");
+        let base64: Vec<u8> = noise.iter().map(|byte| b'0' + byte % 64).collect();
+        assert!(!is_noise(&base64));
+        noise[..100_000].fill(b' ');
+        assert!(!is_noise(&noise), "half of it is worth it");
+        let text: Vec<u8> = include_bytes!("seal.rs").repeat(3);
+        assert!(!is_noise(&text));
     }
 
     proptest! {
