@@ -176,8 +176,8 @@ pub struct Judgement {
 /// beforehand: a change whose chunks are missing is left out of `ops`, or objected to.
 pub fn judge(tree: &Tree, ops: &[Op], locks: &[Lock], author: &Author, now_ms: i64) -> Judgement {
     let locks = locks.iter().filter(|lock| !lock.is_held_by(author)).collect();
-    let mut judge =
-        Judge { locks, now_ms, out: Judgement { tree: tree.clone(), accepted: Vec::new(), objections: Vec::new(), conflicts: Vec::new() } };
+    let out = Judgement { tree: tree.clone(), accepted: Vec::new(), objections: Vec::new(), conflicts: Vec::new() };
+    let mut judge = Judge { locks, now_ms, at_most: tree.len(), out };
     for (index, op) in ops.iter().enumerate() {
         match judge.one(op) {
             Ok(Some(op)) => judge.out.accepted.push(op),
@@ -193,6 +193,8 @@ type Ruling = Result<Option<Op>, (Code, String)>;
 struct Judge<'a> {
     locks: Vec<&'a Lock>,
     now_ms: i64,
+    /// Entries in the tree: no more than these. To count them after each change would be to hash every folder that was changed.
+    at_most: usize,
     out: Judgement,
 }
 
@@ -226,9 +228,13 @@ impl Judge<'_> {
             self.out.conflicts.push(conflict);
             return Err((Code::Conflict, format!("`{path}` has been changed by another")));
         }
-        if self.out.tree.len() + path.depth() > limits::WORKSPACE_ENTRIES {
+        if self.at_most + path.depth() > limits::WORKSPACE_ENTRIES {
+            self.at_most = self.out.tree.len();
+        }
+        if self.at_most + path.depth() > limits::WORKSPACE_ENTRIES {
             return Err((Code::TooLarge, format!("a workspace holds at most {} entries", limits::WORKSPACE_ENTRIES)));
         }
+        self.at_most += path.depth();
         self.make(Op::Put { path: path.clone(), parent: current, entry: entry.clone() })
     }
 

@@ -352,3 +352,19 @@ fn a_lock_keeps_others_out_until_it_ends() {
     assert_eq!(code(edit(), Author::Hub("ann".into()), 99), Some(Code::Locked), "the node holds it, not a person of that name");
     assert_eq!(code(removal(), Author::Node(node(1)), 100), None);
 }
+
+/// Judging a change costs what it changes: with a look at all siblings for each, this would take minutes.
+#[test]
+fn a_folder_of_very_many_files_is_judged_at_once() {
+    let mut tree = Tree::default();
+    let since = std::time::Instant::now();
+    for batch in 0..20 {
+        let put = |number: u32| Op::Put { path: path(&format!("flat/{number}")), parent: None, entry: file(number) };
+        let ops: Vec<Op> = (batch * 2_000..(batch + 1) * 2_000).map(put).collect();
+        let ruled = judge(&tree, &ops, &[], &Author::Node(node(1)), 0);
+        assert_eq!((ruled.accepted.len(), ruled.objections.len()), (2_000, 0));
+        tree = ruled.tree;
+    }
+    assert_eq!(tree.len(), 40_001);
+    assert!(since.elapsed() < std::time::Duration::from_secs(30), "{:?}", since.elapsed());
+}
