@@ -152,6 +152,9 @@ pub enum MirrorError {
     /// The node asks nothing, or something else.
     #[error("the node does not ask this any more")]
     NotAsked,
+    /// The node went before it took an answer.
+    #[error("the node did not take the answer; it asks again when it is back")]
+    NotTaken,
     /// Chunks on disk.
     #[error("the workspace's contents cannot be read or written: {0}")]
     Chunks(String),
@@ -198,6 +201,7 @@ impl Failure for MirrorError {
             Self::NodeAway => "node_offline",
             Self::NodeBusy => "node_busy",
             Self::NotAsked => "not_asked",
+            Self::NotTaken => "not_taken",
             Self::Chunks(_) => "chunks_failed",
             Self::NoSpace => "no_space",
             Self::Damaged => "workspace_damaged",
@@ -216,7 +220,8 @@ impl Failure for MirrorError {
             | Self::Impossible(_)
             | Self::Locked { .. }
             | Self::LockLost
-            | Self::NotAsked => Kind::Conflict,
+            | Self::NotAsked
+            | Self::NotTaken => Kind::Conflict,
             Self::Invalid(_) | Self::BrokenUpload(_) | Self::TooLarge | Self::Protocol(_) => Kind::Invalid,
             Self::NodeAway | Self::NodeBusy | Self::NoSpace => Kind::Unavailable,
             Self::Store(_) | Self::Chunks(_) | Self::Damaged | Self::Failed => Kind::Internal,
@@ -338,6 +343,23 @@ impl Hub {
         let attached = self.db.read::<_, StoreError>(move |tx| SESSIONS_OF_NODE.all_of(tx, &node)).await?;
         let left = sessions.iter().filter(|session| !attached.contains(session));
         Ok(WorkspacesLeft { session_ids: left.map(|session| Bytes::copy_from_slice(session.as_bytes())).collect() })
+    }
+
+    /// The revision that a node's folder is to hold before a task of the session starts there; 0: the node keeps no folder for it.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub(crate) async fn workspace_revision(&self, session: SessionId, node: NodeId) -> Result<u64, StoreError> {
+        let open = guard(&self.mirrors.open).get(&session).and_then(|slot| slot.get().cloned());
+        if let Some(workspace) = open
+            && let Some(sync) = workspace.nodes.sync_of(node)
+        {
+            return Ok(if sync.is_failed() { 0 } else { workspace.head().revision() });
+        }
+        // Its stream is not there yet, or again.
+        let attached = self.synced_sessions(node).await?.contains(&session);
+        let record = self.db.read::<_, StoreError>(move |tx| WORKSPACES.get(tx, &session)).await?;
+        Ok(record.filter(|_| attached).map_or(0, |record| record.revision))
     }
 
     /// The sessions whose workspaces a node holds: those in use that it is attached to.

@@ -635,6 +635,9 @@ pub struct Task {
     /// It had left processes behind that held its output open.
     #[serde(default)]
     pub descendants_held_pipe: bool,
+    /// It began before its folder held what was committed when it was given to the node.
+    #[serde(default)]
+    pub workspace_behind: bool,
     /// As the node found it.
     pub sandbox_level: Option<String>,
     /// Under which policy it was signed.

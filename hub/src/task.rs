@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use cortex_wire::{
     id::{NodeId, SessionId, TaskId},
     limits,
-    schema::{Signed, TaskResponse, task_response},
+    schema::{Signed, TaskResponse, TaskStarted, task_response},
     task::State,
     text::clean,
 };
@@ -410,8 +410,9 @@ impl Hub {
     ///
     /// # Errors
     /// [`TransitionError`].
-    pub async fn started(&self, id: TaskId, node: NodeId, at_ms: i64, sandbox_level: &str) -> Result<Task, TransitionError> {
-        let level = clean(sandbox_level, limits::NAME_BYTES);
+    pub async fn started(&self, id: TaskId, node: NodeId, started: &TaskStarted) -> Result<Task, TransitionError> {
+        let (at_ms, behind) = (started.at_ms, started.workspace_behind);
+        let level = clean(&started.sandbox_level, limits::NAME_BYTES);
         self.change(format!("node:{node}"), move |change| {
             let mut task = find(change.tx, id)?;
             if task.node != node {
@@ -424,6 +425,7 @@ impl Hub {
             task.state = State::Running;
             task.started_at_ms = Some(at_ms);
             task.sandbox_level = Some(level);
+            task.workspace_behind = behind;
             put(change, &task)?;
             Ok(task)
         })

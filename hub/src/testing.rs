@@ -14,7 +14,7 @@ use cortex_wire::{
     id::{NodeId, RelayId, SessionId, TaskId, UserId},
     invite::RelayEndpoint,
     key::{Domain, SecretKey},
-    schema::{Signed, TaskResponse, TaskUsage, task_response::Exit},
+    schema::{Signed, TaskResponse, TaskStarted, TaskUsage, task_response::Exit},
 };
 use futures_util::future::BoxFuture;
 
@@ -236,8 +236,13 @@ impl Site {
     /// A task that its node has started.
     pub(crate) async fn running(&self, actor: &Actor, session: SessionId) -> Task {
         let task = self.run(actor, session).await.unwrap();
-        self.hub.started(task.id, task.node, START_MS, "permissive").await.unwrap()
+        self.hub.started(task.id, task.node, &started(START_MS)).await.unwrap()
     }
+}
+
+/// What a node says when a task has started.
+pub(crate) fn started(at_ms: i64) -> TaskStarted {
+    TaskStarted { at_ms, sandbox_level: "permissive".into(), workspace_behind: false }
 }
 
 /// What the node of a number sends to redeem an invite.

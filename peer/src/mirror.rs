@@ -84,6 +84,8 @@ struct Inner {
     node: NodeId,
     chunks: channel::Sender<Option<Arc<dyn ChunkSource>>>,
     open: Mutex<HashMap<SessionId, Handle>>,
+    /// A workspace was opened.
+    opened: channel::Sender<()>,
     writers: Arc<Writers>,
     owners: TaskTracker,
     /// Workspaces whose state could not be kept: when, and why.
@@ -124,6 +126,7 @@ impl Mirror {
             node,
             chunks,
             open: Mutex::default(),
+            opened: channel::Sender::new(()),
             writers: Arc::default(),
             owners: TaskTracker::new(),
             broken: Mutex::default(),
@@ -167,17 +170,27 @@ impl Mirror {
         }
     }
 
-    /// A task of the session is about to start: waits, for a while, until its folder holds what the hub last announced.
-    pub async fn before_task(&self, session: &SessionId, task: &TaskId) {
+    /// A task of the session is about to start: waits, for a while, until its folder holds this revision (0: what the hub last announced). Returns whether it does.
+    pub async fn before_task(&self, session: &SessionId, task: &TaskId, revision: u64) -> bool {
         self.0.writers.began(*session, *task);
-        if self.ask(session, Ask::Follow).await == Asked::TooLate {
-            tracing::warn!(%session, %task, "the task starts although its folder is behind the hub");
+        let until = tokio::time::Instant::now() + TASK_WAITS;
+        if revision > 0 {
+            // The hub may have opened the task's stream before the workspace's.
+            let mut opened = self.0.opened.subscribe();
+            let is_open = opened.wait_for(|()| self.open().get(session).is_some_and(|handle| !handle.ask.is_closed()));
+            let _ = tokio::time::timeout_at(until, is_open).await;
         }
+        let followed = self.ask(session, until, |tell| Ask::Follow(revision, tell)).await;
+        let holds = followed == Asked::Done || (revision == 0 && followed != Asked::TooLate);
+        if !holds {
+            tracing::warn!(%session, %task, revision, "the task starts although its folder is behind the hub");
+        }
+        holds
     }
 
     /// A task of the session has ended: waits, for a while, until what it wrote is at the hub.
     pub async fn after_task(&self, session: &SessionId, task: &TaskId) {
-        let flushed = self.ask(session, Ask::Flush).await;
+        let flushed = self.ask(session, tokio::time::Instant::now() + TASK_WAITS, Ask::Flush).await;
         if flushed == Asked::TooLate {
             tracing::warn!(%session, %task, "the task's result is sent although not all that it wrote is at the hub");
         }
@@ -190,12 +203,12 @@ impl Mirror {
     }
 
     /// Asks a workspace, and waits for a while.
-    async fn ask(&self, session: &SessionId, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Asked {
+    async fn ask(&self, session: &SessionId, until: tokio::time::Instant, ask: impl FnOnce(oneshot::Sender<()>) -> Ask) -> Asked {
         let handle = self.open().get(session).filter(|handle| !handle.ask.is_closed()).cloned();
         let Some(handle) = handle else { return Asked::Nobody };
         let (tell, told) = oneshot::channel();
         let answer = async { handle.ask.send(ask(tell)).await.is_ok() && told.await.is_ok() };
-        match tokio::time::timeout(TASK_WAITS, answer).await {
+        match tokio::time::timeout_at(until, answer).await {
             Ok(true) => Asked::Done,
             Ok(false) => Asked::NotNow,
             Err(_) => Asked::TooLate,
@@ -259,6 +272,7 @@ impl Mirror {
         let (ask, asked) = mpsc::channel(FRAMES);
         let _ = attach.send(attachment).await;
         self.open().insert(session, Handle { attach, ask });
+        self.0.opened.send_replace(());
         self.0.owners.spawn(self.clone().keep(session, workspace, Inbox { attached, asked }));
         Ok(())
     }

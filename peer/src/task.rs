@@ -360,13 +360,13 @@ impl Tasks {
     }
 
     /// Checks a task and begins it. A caller that is gone before the journal is asked stops it; after that it goes on whether or not anybody waits.
-    async fn begin(&self, signed: &Signed) -> Result<Arc<Task>, Rejection> {
+    async fn begin(&self, signed: &Signed, revision: u64) -> Result<Arc<Task>, Rejection> {
         let admitted = self.0.admit(signed)?;
         let (tell, told) = oneshot::channel();
         let inner = self.0.clone();
         tokio::spawn(async move {
             let id = admitted.id;
-            let started = if tell.is_closed() { Err(Rejection::Draining) } else { inner.start(admitted).await };
+            let started = if tell.is_closed() { Err(Rejection::Draining) } else { inner.start(admitted, revision).await };
             match started {
                 Ok((task, session, patience, running)) => {
                     let _ = tell.send(Ok(task.clone()));

@@ -161,6 +161,8 @@ pub struct Task {
     pub truncated: bool,
     /// Processes were left behind that held its output open.
     pub descendants_held_pipe: bool,
+    /// It began before its folder held what was committed.
+    pub workspace_behind: bool,
     /// What it used.
     pub usage: Option<Value>,
 }

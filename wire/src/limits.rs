@@ -56,6 +56,8 @@ pub const BATCH_OPS: usize = 2_048;
 pub const BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// A path in a workspace. Linux's own limit.
 pub const PATH_BYTES: usize = 4_096;
+/// Paths that a node is asked to look at in one request.
+pub const RESCAN_PATHS: usize = 100;
 /// A file's or folder's name. The limit of all common file systems.
 pub const PATH_COMPONENT_BYTES: usize = 255;
 /// Folders below one another in a workspace.

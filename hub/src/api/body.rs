@@ -6,13 +6,13 @@ use axum::{
     Json,
     body::Bytes,
     extract::{FromRequest, FromRequestParts, Request},
-    http::{StatusCode, header, request::Parts},
+    http::{StatusCode, Uri, header, request::Parts},
 };
 use bytes::BytesMut;
 use futures_util::StreamExt as _;
 use serde::de::DeserializeOwned;
 
-use super::{BODY_BYTES, problem::Problem};
+use super::{BODY_BYTES, paging::PageQuery, problem::Problem};
 
 /// Bodies are small; one that takes longer holds a connection for nothing.
 const SLOWEST_BODY: Duration = Duration::from_secs(30);
@@ -113,12 +113,31 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Query<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
-        axum::extract::Query::try_from_uri(&parts.uri).map(|axum::extract::Query(query)| Self(query)).map_err(|rejection| {
-            let text = rejection.body_text();
-            let reason = text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason);
-            Problem::malformed(format!("the query cannot be read: {}", explain(reason)))
-        })
+        read_query(&parts.uri).map(Self)
     }
+}
+
+/// A query string that asks for a page of something.
+#[derive(Debug)]
+pub struct PagedQuery<T>(pub T, pub PageQuery);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for PagedQuery<T> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
+        let pairs = parts.uri.query().unwrap_or_default().split('&');
+        let (page, own): (Vec<&str>, Vec<&str>) = pairs.partition(|pair| pair.starts_with("limit=") || pair.starts_with("cursor="));
+        let uri = |pairs: Vec<&str>| format!("/?{}", pairs.join("&")).parse::<Uri>().map_err(|error| Problem::malformed(error.to_string()));
+        Ok(Self(read_query(&uri(own)?)?, read_query(&uri(page)?)?))
+    }
+}
+
+fn read_query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Problem> {
+    axum::extract::Query::try_from_uri(uri).map(|axum::extract::Query(query)| query).map_err(|rejection| {
+        let text = rejection.body_text();
+        let reason = text.split_once(": ").map_or(text.as_str(), |(_, reason)| reason);
+        Problem::malformed(format!("the query cannot be read: {}", explain(reason)))
+    })
 }
 
 /// Path parameters. What is not an id names nothing: 404.

@@ -20,7 +20,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Api,
-    body::{Answer, Body, Path, Query},
+    body::{Answer, Body, PagedQuery, Path, Query},
     caller::Caller,
     files::{FileView, Written, attachment, fence, path, prefix, refuse},
     paging::{Page, PageQuery},
@@ -113,24 +113,17 @@ struct HistoryQuery {
     /// Only those that touch this path, or something below it.
     #[param(required = false)]
     path: String,
-    /// Items per page: 1 to 1000, 100 when left out.
-    #[param(required = false)]
-    limit: Option<usize>,
-    /// `next_cursor` of the page before.
-    #[param(required = false)]
-    cursor: Option<String>,
 }
 
 /// The commits, newest first. A cursor is a revision.
-#[utoipa::path(get, path = "/api/sessions/{id}/workspace/history", tag = "files", params(("id" = String, Path), HistoryQuery), responses((status = 200, body = Page<CommitView>)))]
+#[utoipa::path(get, path = "/api/sessions/{id}/workspace/history", tag = "files", params(("id" = String, Path), HistoryQuery, PageQuery), responses((status = 200, body = Page<CommitView>)))]
 async fn list_history(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Path(id): Path<SessionId>,
-    Query(query): Query<HistoryQuery>,
+    PagedQuery(query, page): PagedQuery<HistoryQuery>,
 ) -> Answer<Page<CommitView>> {
     let workspace = api.hub.workspace_seen(&caller.actor, id).await.map_err(refuse)?;
-    let page = PageQuery { limit: query.limit, cursor: query.cursor };
     let found = workspace.history(&api.hub, page.cursor()?, prefix(&query.path)?, page.limit()).await.map_err(refuse)?;
     let mut names = Names::new(&api.hub);
     let mut items = Vec::with_capacity(found.commits.len());
@@ -230,12 +223,6 @@ struct DifferenceQuery {
     /// Only this path and what is below it.
     #[param(required = false)]
     path: String,
-    /// Items per page: 1 to 1000, 100 when left out.
-    #[param(required = false)]
-    limit: Option<usize>,
-    /// `next_cursor` of the page before.
-    #[param(required = false)]
-    cursor: Option<String>,
 }
 
 /// A path that differs between two revisions.
@@ -250,18 +237,17 @@ struct DifferenceView {
 }
 
 /// The paths on which two revisions differ. A cursor is a path.
-#[utoipa::path(get, path = "/api/sessions/{id}/workspace/diff", tag = "files", params(("id" = String, Path), DifferenceQuery), responses((status = 200, body = Page<DifferenceView>)))]
+#[utoipa::path(get, path = "/api/sessions/{id}/workspace/diff", tag = "files", params(("id" = String, Path), DifferenceQuery, PageQuery), responses((status = 200, body = Page<DifferenceView>)))]
 async fn show_difference(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Path(id): Path<SessionId>,
-    Query(query): Query<DifferenceQuery>,
+    PagedQuery(query, page): PagedQuery<DifferenceQuery>,
 ) -> Answer<Page<DifferenceView>> {
     let workspace = api.hub.workspace_seen(&caller.actor, id).await.map_err(refuse)?;
     let before = workspace.tree_at(&api.hub, query.from).await.map_err(refuse)?;
     let (_, after) = super::files::tree(&api, &workspace, query.to).await?;
-    let (below, behind) = (prefix(&query.path)?, query.cursor.as_deref().map(path).transpose()?);
-    let page = PageQuery { limit: query.limit, cursor: None };
+    let (below, behind) = (prefix(&query.path)?, page.cursor.as_deref().map(path).transpose()?);
     let differences = before.diff(&after).into_iter();
     let wanted = differences.filter(|one| one.path.starts_with(&below) && behind.as_ref().is_none_or(|behind| one.path > *behind));
     let items: Vec<_> = wanted.take(page.limit() + 1).collect();
@@ -354,24 +340,17 @@ struct ConflictQuery {
     /// Also those that are resolved.
     #[param(required = false)]
     all: bool,
-    /// Items per page: 1 to 1000, 100 when left out.
-    #[param(required = false)]
-    limit: Option<usize>,
-    /// `next_cursor` of the page before.
-    #[param(required = false)]
-    cursor: Option<String>,
 }
 
 /// Changes that did not go in, because somebody else was first: newest first. A cursor is a number.
-#[utoipa::path(get, path = "/api/sessions/{id}/workspace/conflicts", tag = "files", params(("id" = String, Path), ConflictQuery), responses((status = 200, body = Page<ConflictView>)))]
+#[utoipa::path(get, path = "/api/sessions/{id}/workspace/conflicts", tag = "files", params(("id" = String, Path), ConflictQuery, PageQuery), responses((status = 200, body = Page<ConflictView>)))]
 async fn list_conflicts(
     State(api): State<Arc<Api>>,
     caller: Caller,
     Path(id): Path<SessionId>,
-    Query(query): Query<ConflictQuery>,
+    PagedQuery(query, page): PagedQuery<ConflictQuery>,
 ) -> Answer<Page<ConflictView>> {
     let workspace = api.hub.workspace_seen(&caller.actor, id).await.map_err(refuse)?;
-    let page = PageQuery { limit: query.limit, cursor: query.cursor };
     let conflicts = workspace.conflicts(&api.hub, page.cursor()?, !query.all, page.limit() + 1).await.map_err(refuse)?;
     let page = page.of(conflicts, |conflict| conflict.number.to_string());
     let mut names = Names::new(&api.hub);

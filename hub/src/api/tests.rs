@@ -32,6 +32,7 @@ use crate::{
     output::Stream,
     presence::Connection,
     record::{Capabilities, Role, Scope, Task},
+    testing::started,
 };
 
 mod access;
@@ -184,7 +185,7 @@ impl Lab {
     async fn task(&self, token: &str, session: &str, node: &PlayedNode) -> TaskId {
         let reply = self.post(token, &format!("/api/sessions/{session}/dispatch"), json!({"argv": ["true"]})).await;
         let id = reply.expect(StatusCode::CREATED)["id"].as_str().unwrap().parse().unwrap();
-        self.hub.started(id, node.id, self.hub.now_ms(), "permissive").await.unwrap();
+        self.hub.started(id, node.id, &started(self.hub.now_ms())).await.unwrap();
         id
     }
 

@@ -447,6 +447,8 @@ pub struct TaskView {
     pub truncated: bool,
     /// It had left processes behind that held its output open.
     pub descendants_held_pipe: bool,
+    /// It began before its folder held what was committed when it was given to the node.
+    pub workspace_behind: bool,
     /// As the node found it.
     pub sandbox_level: Option<String>,
     /// Under which policy it was signed, hexadecimal.
@@ -480,6 +482,7 @@ impl From<Task> for TaskView {
             stderr_bytes: task.stderr_bytes,
             truncated: task.truncated,
             descendants_held_pipe: task.descendants_held_pipe,
+            workspace_behind: task.workspace_behind,
             sandbox_level: task.sandbox_level,
             policy_hash: task.policy_hash.map(|hash| hash.to_string()),
             evidence: task.evidence,

@@ -13,6 +13,7 @@ use cortex_wire::{
     id::{NodeId, SessionId},
     limits,
     mirror::entry::Entry,
+    schema::Rescan,
 };
 use futures_util::{StreamExt as _, future::join_all, stream};
 use serde::{Deserialize, Serialize};
@@ -233,13 +234,15 @@ async fn set_paused(api: &Api, caller: &Caller, id: SessionId, paused: bool) -> 
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Which nodes, and how patient.
+/// Which nodes and files, and how patient.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 struct CheckBody {
     /// One node; none: all that are connected.
     #[schema(value_type = Option<String>)]
     node_id: Option<NodeId>,
+    /// Only these files and folders, at most 100; none: everything.
+    paths: Vec<String>,
     /// How long a node may take; 30 s when left out.
     wait_ms: Option<u64>,
 }
@@ -291,9 +294,18 @@ struct CheckView {
 /// How nodes are asked.
 struct Check {
     node: Option<NodeId>,
-    rehash: bool,
-    repair: bool,
+    how: Rescan,
     wait_ms: Option<u64>,
+}
+
+impl Check {
+    fn new(body: CheckBody, how: Rescan) -> Result<Self, Problem> {
+        if body.paths.len() > limits::RESCAN_PATHS {
+            return Err(Problem::malformed(format!("`paths` has at most {} entries; leave it out for everything", limits::RESCAN_PATHS)));
+        }
+        let paths = body.paths.iter().map(|at| Ok(path(at)?.to_string())).collect::<Result<_, Problem>>()?;
+        Ok(Self { node: body.node_id, how: Rescan { paths, ..how }, wait_ms: body.wait_ms })
+    }
 }
 
 async fn check(api: &Api, caller: &Caller, id: SessionId, workspace: &Workspace, check: Check) -> Answer<CheckView> {
@@ -305,9 +317,10 @@ async fn check(api: &Api, caller: &Caller, id: SessionId, workspace: &Workspace,
     }
     let asked = attached.into_iter().filter(|node| check.node.is_none_or(|wanted| wanted == *node));
     let patience = Duration::from_millis(check.wait_ms.unwrap_or(PATIENCE_MS).clamp(1, MOST_PATIENCE_MS));
+    let how = &check.how;
     let answers = join_all(asked.map(|node| async move {
-        let mut answer = workspace.nodes.rescan(node, check.rehash, check.repair, patience).await;
-        if check.repair && answer.is_ok() {
+        let mut answer = workspace.nodes.rescan(node, how.clone(), patience).await;
+        if how.repair && answer.is_ok() {
             // What was edited there is in when this is answered.
             answer = match workspace.nodes.barrier(node, patience).await {
                 Ok(()) => answer,
@@ -327,7 +340,8 @@ async fn check(api: &Api, caller: &Caller, id: SessionId, workspace: &Workspace,
     Ok(Json(CheckView { revision: head.revision(), root, entries: head.tree.len(), bytes: head.tree.bytes(), nodes }))
 }
 
-/// Brings everything to the nodes again: each reads all its files, fetches what is missing or damaged, and proposes what was edited there. Waits for them.
+/// Brings everything, or the files and folders that are named, to the nodes again: each reads all of it, fetches what is missing or damaged, and proposes what
+/// was edited there. Waits for them.
 #[utoipa::path(post, path = "/api/sessions/{id}/workspace/push", tag = "files", params(("id" = String, Path)), request_body = CheckBody, responses((status = 200, body = CheckView)))]
 async fn push_workspace(
     State(api): State<Arc<Api>>,
@@ -336,7 +350,8 @@ async fn push_workspace(
     Body(body): Body<CheckBody>,
 ) -> Answer<CheckView> {
     let workspace = api.hub.workspace_used(&caller.actor, id).await.map_err(refuse)?;
-    check(&api, &caller, id, &workspace, Check { node: body.node_id, rehash: true, repair: true, wait_ms: body.wait_ms }).await
+    let how = Rescan { rehash: true, repair: true, ..Rescan::default() };
+    check(&api, &caller, id, &workspace, Check::new(body, how)?).await
 }
 
 /// Has nodes look at their files again, and sets right what is different. Edits that were not sent yet are proposed first.
@@ -348,7 +363,8 @@ async fn resync_workspace(
     Body(body): Body<ResyncBody>,
 ) -> Answer<CheckView> {
     let workspace = api.hub.workspace_used(&caller.actor, id).await.map_err(refuse)?;
-    check(&api, &caller, id, &workspace, Check { node: body.node_id, rehash: body.rehash, repair: true, wait_ms: body.wait_ms }).await
+    let how = Rescan { rehash: body.rehash, repair: true, ..Rescan::default() };
+    check(&api, &caller, id, &workspace, Check { node: body.node_id, how, wait_ms: body.wait_ms }).await
 }
 
 /// Has nodes compare their files with the workspace, and changes nothing.
@@ -360,7 +376,7 @@ async fn workspace_manifest(
     Body(body): Body<CheckBody>,
 ) -> Answer<CheckView> {
     let workspace = api.hub.workspace_used(&caller.actor, id).await.map_err(refuse)?;
-    check(&api, &caller, id, &workspace, Check { node: body.node_id, rehash: false, repair: false, wait_ms: body.wait_ms }).await
+    check(&api, &caller, id, &workspace, Check::new(body, Rescan::default())?).await
 }
 
 /// What nodes last said about differences between their files and the workspace. `POST …/workspace/manifest` asks them anew.

@@ -156,6 +156,8 @@ enum DeliveryError {
     Output(#[from] OutputError),
     #[error(transparent)]
     Transition(#[from] TransitionError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("the node sent something that is not the protocol: {0}")]
     Protocol(&'static str),
 }
@@ -398,8 +400,12 @@ impl NodeHandle {
     async fn drive(&self, task: &Task, opening: Opening, commands: &mut mpsc::Receiver<Command>) -> Result<(), DeliveryError> {
         let (send, recv) = self.connection.open_bi().await?;
         let mut writer = FrameWriter::new(send);
+        let mut workspace_revision = 0;
         let open = match opening {
-            Opening::Start => stream_open::Open::Start(self.sign(task)),
+            Opening::Start => {
+                workspace_revision = self.hub.workspace_revision(task.session, self.node).await?;
+                stream_open::Open::Start(self.sign(task))
+            }
             Opening::Resume => {
                 let mark = self.hub.outputs.lengths(task.id).await?;
                 stream_open::Open::Resume(TaskResume {
@@ -410,7 +416,7 @@ impl NodeHandle {
                 })
             }
         };
-        writer.send(&StreamOpen { open: Some(open) }).await?;
+        writer.send(&StreamOpen { open: Some(open), workspace_revision }).await?;
         let delivery = Delivery {
             handle: self,
             task,
@@ -519,24 +525,30 @@ impl Delivery<'_> {
                 frame = self.reader.next::<FromTask>() => {
                     let frame = frame?.ok_or(StreamError::Truncated)?;
                     if let Some(from_task::Frame::Started(started)) = frame.frame {
+                        let behind = started.workspace_behind;
                         self.started = Some(started);
                         brief.as_mut().reset(tokio::time::Instant::now() + BRIEF);
+                        if behind {
+                            // Its result does not say it.
+                            self.begun().await?;
+                        }
                     } else if self.receive(frame.frame).await? {
                         return Ok(());
                     }
                 }
                 Some(command) = commands.recv() => self.obey(command).await?,
-                () = &mut brief, if self.started.is_some() => {
-                    if let Some(started) = self.started.take() {
-                        let level = cortex_wire::text::clean(&started.sandbox_level, limits::NAME_BYTES);
-                        match hub.started(self.task.id, self.handle.node, started.at_ms, &level).await {
-                            Ok(_) | Err(TransitionError::NotAllowed { .. }) => {}
-                            Err(error) => return Err(error.into()),
-                        }
-                    }
-                }
+                () = &mut brief, if self.started.is_some() => self.begun().await?,
                 _ = sync_at.tick(), if syncing.is_none() && self.unacked() > 0 => syncing = Some(sync(hub.clone(), self.task.id)),
             }
+        }
+    }
+
+    /// Stores that the task runs.
+    async fn begun(&mut self) -> Result<(), DeliveryError> {
+        let Some(started) = self.started.take() else { return Ok(()) };
+        match self.handle.hub.started(self.task.id, self.handle.node, &started).await {
+            Ok(_) | Err(TransitionError::NotAllowed { .. }) => Ok(()),
+            Err(error) => Err(error.into()),
         }
     }
 

@@ -202,7 +202,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Line<R, W> {
             locks: line.state.locks.clone(),
             paused: line.state.paused,
         };
-        line.writer.send(&StreamOpen { open: Some(stream_open::Open::Workspace(open)) }).await?;
+        line.writer.send(&StreamOpen { open: Some(stream_open::Open::Workspace(open)), ..StreamOpen::default() }).await?;
         let hello = line.hello().await?;
         line.welcome(&hello).await?;
         Ok(line)
@@ -307,6 +307,10 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Line<R, W> {
             }
             from_workspace::Frame::Drift(report) => {
                 self.attachment.take_report(&self.hub, report);
+                Ok(())
+            }
+            from_workspace::Frame::Answered(answered) => {
+                self.attachment.take_answered(answered.question, answered.taken);
                 Ok(())
             }
             from_workspace::Frame::Barrier(number) => {

@@ -36,6 +36,8 @@ const ORDERS: usize = 64;
 const TELL_EVERY_MS: i64 = 500;
 /// The state of a node whose workspace cannot be opened there.
 const FAILED: &str = "failed";
+/// A node has this long to take an answer.
+const ANSWER: Duration = Duration::from_secs(10);
 /// Problems of one node that are kept.
 const PROBLEMS: usize = 100;
 /// Paths in one list of a drift report.
@@ -93,6 +95,11 @@ pub struct Question {
 }
 
 impl NodeSync {
+    /// The workspace cannot be opened there.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.state == FAILED
+    }
+
     fn next(&self, status: &WorkspaceStatus, now_ms: i64) -> Self {
         let left = |sync: &Self| sync.down_bytes.saturating_add(sync.up_bytes);
         let problem = |problem: &cortex_wire::schema::WorkspaceProblem| Problem {
@@ -167,6 +174,8 @@ struct Attached {
     told_at_ms: i64,
     reports: HashMap<u64, oneshot::Sender<Drift>>,
     barriers: HashMap<u64, oneshot::Sender<()>>,
+    /// Answers on their way to it.
+    answers: HashMap<u64, oneshot::Sender<bool>>,
     last_drift: Option<(i64, Drift)>,
 }
 
@@ -203,19 +212,34 @@ impl Nodes {
         asked.filter(|asked| asked.id == question).ok_or(MirrorError::NotAsked)
     }
 
-    /// Has a node compare its files with the workspace, and waits for its report.
-    pub(crate) async fn rescan(&self, node: NodeId, rehash: bool, repair: bool, patience: Duration) -> Result<Drift, MirrorError> {
+    /// Has a node compare its files with the workspace, and waits for its report. The request's number is chosen here.
+    pub(crate) async fn rescan(&self, node: NodeId, how: Rescan, patience: Duration) -> Result<Drift, MirrorError> {
         let request = self.next_request.fetch_add(1, Ordering::Relaxed) + 1;
         let (tell, told) = oneshot::channel();
         if let Some(attached) = hub::lock(&self.attached).get_mut(&node) {
             attached.reports.retain(|_, waiting| !waiting.is_closed());
             attached.reports.insert(request, tell);
         }
-        self.order(node, Frame::Rescan(Rescan { request, rehash, repair }))?;
+        self.order(node, Frame::Rescan(Rescan { request, ..how }))?;
         match tokio::time::timeout(patience, told).await {
             Ok(Ok(drift)) => Ok(drift),
             Ok(Err(_)) => Err(MirrorError::NodeAway),
             Err(_) => Err(MirrorError::NodeBusy),
+        }
+    }
+
+    /// Brings a person's answer to a node, and waits until the node says that it has come.
+    async fn decide(&self, node: NodeId, question: u64, yes: bool) -> Result<(), MirrorError> {
+        let (tell, told) = oneshot::channel();
+        if let Some(attached) = hub::lock(&self.attached).get_mut(&node) {
+            attached.answers.retain(|_, waiting| !waiting.is_closed());
+            attached.answers.insert(question, tell);
+        }
+        self.order(node, Frame::Decision(Decision { question, yes })).map_err(|_| MirrorError::NotTaken)?;
+        match tokio::time::timeout(ANSWER, told).await {
+            Ok(Ok(true)) => Ok(()),
+            Ok(Ok(false)) => Err(MirrorError::NotAsked),
+            _ => Err(MirrorError::NotTaken),
         }
     }
 
@@ -247,7 +271,7 @@ pub(crate) struct Attachment {
 }
 
 impl Workspace {
-    /// Answers a node's question on behalf of somebody.
+    /// Answers a node's question on behalf of somebody. The node has the answer when this returns.
     ///
     /// # Errors
     /// [`MirrorError`].
@@ -265,7 +289,7 @@ impl Workspace {
             Ok(Plan { event: Some(("workspace_answer", event)), what: format!("answer {yes}: {}", asked.text), ..Plan::of(head) })
         };
         self.commit(hub, By::Actor(actor.clone()), decide).await?;
-        self.nodes.order(node, Frame::Decision(Decision { question, yes }))
+        self.nodes.decide(node, question, yes).await
     }
 
     /// Takes a node's place. An older connection of the node loses it.
@@ -278,6 +302,7 @@ impl Workspace {
             told_at_ms: 0,
             reports: HashMap::new(),
             barriers: HashMap::new(),
+            answers: HashMap::new(),
             last_drift: None,
         };
         hub::lock(&self.nodes.attached).insert(node, attached);
@@ -300,7 +325,7 @@ impl Attachment {
     pub(crate) fn routine_check(&self) -> Option<Frame> {
         let idle = self.with(|attached| attached.sync.state == "in_sync").unwrap_or(false);
         let request = self.workspace.nodes.next_request.fetch_add(1, Ordering::Relaxed) + 1;
-        idle.then_some(Frame::Rescan(Rescan { request, rehash: false, repair: true }))
+        idle.then_some(Frame::Rescan(Rescan { request, repair: true, ..Rescan::default() }))
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Attached) -> T) -> Option<T> {
@@ -341,6 +366,10 @@ impl Attachment {
                 let _ = waiting.send(drift);
             }
         });
+    }
+
+    pub(crate) fn take_answered(&self, question: u64, taken: bool) {
+        self.with(|attached| attached.answers.remove(&question).map(|waiting| waiting.send(taken)));
     }
 
     pub(crate) fn take_barrier(&self, number: u64) {

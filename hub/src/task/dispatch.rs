@@ -200,6 +200,7 @@ fn new_task(actor: &Actor, session: SessionId, node: NodeId, request: DispatchRe
         stderr_bytes: 0,
         truncated: false,
         descendants_held_pipe: false,
+        workspace_behind: false,
         sandbox_level: None,
         policy_hash: None,
         evidence: None,

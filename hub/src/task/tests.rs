@@ -8,7 +8,7 @@ use crate::{
     hub::lock,
     output::{Piece, Stream},
     record::{SessionStatus, TaskSpec},
-    testing::{Call, START_MS, Site, node_id, request, response, signed},
+    testing::{Call, START_MS, Site, node_id, request, response, signed, started},
 };
 
 fn code<T, E: Failure>(outcome: Result<T, E>) -> Option<&'static str> {
@@ -32,7 +32,7 @@ async fn a_task_runs_from_dispatch_to_result() {
     assert_eq!((task.state, task.fence, task.attempt, task.node), (State::Leased, 1, 1, node));
     assert_eq!(site.mesh.calls(), [Call::NodeChanged(node), Call::Deliver { task: task.id, leased: true }][1..]);
     assert_eq!(site.mesh.free(node), Some(7));
-    let running = site.hub.started(task.id, node, START_MS, "permissive").await.unwrap();
+    let running = site.hub.started(task.id, node, &started(START_MS)).await.unwrap();
     assert_eq!(running.state, State::Running);
     site.hub.outputs.append(task.id, Stream::Stdout, 0, "out".into()).await.unwrap();
     site.hub.outputs.append(task.id, Stream::Stderr, 0, "err".into()).await.unwrap();
@@ -70,12 +70,12 @@ async fn a_result_counts_once() {
     ] {
         assert!(matches!(finish(&bad).await, Err(TransitionError::Malformed(_))), "{bad:?}");
     }
-    assert!(matches!(site.hub.started(task.id, node_id(2), 1, "").await, Err(TransitionError::NotFound)));
+    assert!(matches!(site.hub.started(task.id, node_id(2), &started(1)).await, Err(TransitionError::NotFound)));
     let word = response(&task, 0);
     let done = finish(&word).await.unwrap();
     assert_eq!(finish(&word).await.unwrap(), done);
     // Late news change nothing.
-    assert_eq!(site.hub.started(task.id, node, 1, "").await.unwrap(), done);
+    assert_eq!(site.hub.started(task.id, node, &started(1)).await.unwrap(), done);
     let other = response(&task, 1);
     assert!(matches!(finish(&other).await, Err(TransitionError::NotAllowed { now: State::Succeeded, .. })));
     assert!(site.hub.lose(task.id, "x").await.is_err());
@@ -285,7 +285,7 @@ async fn bring(site: &Site, ann: &Actor, task: &Task, news: News) {
     let (hub, id, node) = (&site.hub, task.id, task.node);
     match news {
         News::Lease => drop(hub.lease(id).await),
-        News::Started => drop(hub.started(id, node, START_MS, "permissive").await),
+        News::Started => drop(hub.started(id, node, &started(START_MS)).await),
         News::Finish(code) => {
             let now = hub.find_task(id).await.unwrap().unwrap();
             let word = response(&now, code);

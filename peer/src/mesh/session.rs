@@ -458,7 +458,7 @@ async fn serve_stream(tasks: &Tasks, mirror: &Mirror, send: SendStream, recv: Re
     let mut reader = FrameReader::new(recv, limits::TASK_FRAME_BYTES);
     let writer = FrameWriter::new(send);
     match task::first_frame(&mut reader).await? {
-        StreamOpen { open: Some(Open::Workspace(open)) } => mirror.serve(open, reader, writer).await,
+        StreamOpen { open: Some(Open::Workspace(open)), .. } => mirror.serve(open, reader, writer).await,
         open => tasks.serve_opened(open, reader, writer).await,
     }
 }

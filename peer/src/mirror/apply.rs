@@ -9,7 +9,7 @@
 //! | nothing | anything | rename that must not replace |
 //! | a file or link | anything | exchange, then a look at what was displaced |
 //! | a file or link | nothing | taken away into the stage, then a look at it |
-//! | what is ignored | nothing | left alone |
+//! | what is ignored | nothing, also because it moves | left alone |
 //! | a folder | nothing | removed when it is empty; what is ignored in it keeps it |
 //! | a name that the file system takes for this one | anything | refused |
 
@@ -160,7 +160,7 @@ pub struct Hands {
     pub ignored: Arc<Mutex<Ignored>>,
     /// Where files wait.
     pub stage: Arc<Stage>,
-    /// The hub's ignore files above what is to be removed. Until they are in their place, nobody knows what may be.
+    /// The hub's ignore files above what is to be removed or moved. Until they are in their place, nobody knows what may be.
     pub rules: Vec<(RelPath, Hash)>,
 }
 
@@ -272,14 +272,26 @@ impl Batch<'_> {
 
     /// Whether a path is to be forgotten and not removed: then it is no part of the workspace any more.
     fn is_untracked(&self, path: &RelPath, expect: Option<Hash>) -> Result<bool, Error> {
+        self.must_have_rules(path)?;
+        Ok(self.ignored().matches(path, expect == Some(Hash::directory())))
+    }
+
+    /// The same for what lies at and below a path, as far as it was part of the workspace: what was moved at the hub may be what became ignored somewhere, and something new with the same bytes.
+    fn holds_untracked(&self, path: &RelPath) -> Result<bool, Error> {
+        self.must_have_rules(path)?;
+        let (cache, ignored) = (self.cache(), self.ignored());
+        let is_ignored = |(path, known): (&RelPath, &Known)| ignored.matches(path, matches!(known, Known::Directory));
+        Ok(cache.get(path).map(|known| (path, known)).into_iter().chain(cache.below(path)).any(is_ignored))
+    }
+
+    fn must_have_rules(&self, path: &RelPath) -> Result<(), Error> {
         let cache = self.cache();
         let in_place = |(file, hash): &(RelPath, Hash)| cache.get(file).map(Known::hash) == Some(*hash);
         if !self.hands.rules.iter().filter(|(file, _)| file.parent().is_some_and(|folder| path.starts_with(&folder))).all(in_place) {
             let message = "new ignore rules come first; it is tried again by itself".into();
             return Err(Error::Failed(Failed::Code { code: "rules_first", message }));
         }
-        drop(cache);
-        Ok(self.ignored().matches(path, expect == Some(Hash::directory())))
+        Ok(())
     }
 
     fn place(&mut self, task: &Task, copy: &mut Option<String>) -> Result<(), Error> {
@@ -565,6 +577,10 @@ impl Batch<'_> {
 
     /// Moves a path, and all below it, when it is as it was seen.
     fn relocate(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Error> {
+        if self.holds_untracked(from)? {
+            let message = "ignored files do not go along; the others are moved piece by piece".into();
+            return Err(Error::Failed(Failed::Code { code: "ignored", message }));
+        }
         let (folder, name) = self.hands.root.place(from)?;
         if !self.is_unchanged(&folder, name, from)? {
             let message = "something in it has changed; it is moved piece by piece".into();

@@ -10,21 +10,21 @@ use super::cache::Cache;
 /// Paths in each list of a report.
 const LIST: usize = 1_000;
 
-/// Compares what was seen with what the hub has.
-pub fn report(request: u64, revision: u64, cache: &Cache, hub: &Tree) -> DriftReport {
+/// Compares what was seen with what the hub has, where `covers` says so.
+pub fn report(request: u64, revision: u64, cache: &Cache, hub: &Tree, covers: &dyn Fn(&RelPath) -> bool) -> DriftReport {
     let mut report = DriftReport { request, revision, ..DriftReport::default() };
     let mut more = 0;
     let mut note = |list: &mut Vec<String>, path: &RelPath| {
         if list.len() < LIST { list.push(path.to_string()) } else { more += 1 }
     };
-    for (path, entry) in hub.iter() {
+    for (path, entry) in hub.iter().filter(|(path, _)| covers(path)) {
         match cache.get(&path) {
             None => note(&mut report.missing, &path),
             Some(known) if known.hash() != entry.hash() => note(&mut report.changed, &path),
             Some(_) => {}
         }
     }
-    for (path, _) in cache.iter() {
+    for (path, _) in cache.iter().filter(|(path, _)| covers(path)) {
         // A folder that holds nothing for the hub may stay for what is ignored in it.
         if hub.get(path).is_none() && !matches!(cache.get(path), Some(super::cache::Known::Directory)) {
             note(&mut report.extra, path);
@@ -55,7 +55,8 @@ mod tests {
         cache.set(&path("same"), Some(Known::Symlink("a".into())));
         cache.set(&path("changed"), Some(Known::Symlink("b".into())));
         cache.set(&path("extra"), Some(Known::Symlink("c".into())));
-        let report = report(7, 3, &cache, &hub);
+        cache.set(&path("other"), Some(Known::Symlink("c".into())));
+        let report = report(7, 3, &cache, &hub, &|at| *at != path("other"));
         assert_eq!((report.request, report.revision), (7, 3));
         assert_eq!((report.missing, report.extra, report.changed), (vec!["missing".into()], vec!["extra".into()], vec!["changed".into()]));
     }

@@ -68,9 +68,9 @@ impl Ignored {
         self.texts.keys()
     }
 
-    /// Forgets the files below a folder that is gone.
+    /// Forgets the files below a folder that is gone. A file of rules has nothing below it, itself neither.
     pub fn forget_below(&mut self, folder: &RelPath) {
-        let gone: Vec<RelPath> = self.texts.keys().filter(|file| file.starts_with(folder)).cloned().collect();
+        let gone: Vec<RelPath> = self.texts.keys().filter(|file| *file != folder && file.starts_with(folder)).cloned().collect();
         for file in &gone {
             self.set(file, None);
         }
@@ -87,5 +87,22 @@ impl Ignored {
     /// The same for who knows that no folder above it is ignored.
     pub fn matches_itself(&self, path: &RelPath, is_folder: bool) -> bool {
         !Rules::is_rule_file(path) && self.rules.matched_itself(path, is_folder)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_hold_until_their_folder_is_gone() {
+        let path = |text: &str| text.parse::<RelPath>().unwrap();
+        let mut ignored = Ignored::default();
+        ignored.set(&path("d/.gitignore"), Some("*.log"));
+        // What lies at the file's own path is no folder.
+        ignored.forget_below(&path("d/.gitignore"));
+        assert!(ignored.matches(&path("d/x.log"), false));
+        ignored.forget_below(&path("d"));
+        assert!(!ignored.matches(&path("d/x.log"), false));
     }
 }

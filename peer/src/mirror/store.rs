@@ -12,7 +12,7 @@ use std::{
 use cortex_wire::mirror::{
     entry::{Entry, Hash},
     path::RelPath,
-    replica::{Changes, Row, Saved},
+    replica::{Asked, Changes, Row, Saved},
     tree::Tree,
 };
 use redb::{Database, Durability, ReadableDatabase as _, ReadableTable as _, TableDefinition};
@@ -33,6 +33,8 @@ const MAP: u8 = b'm';
 const NUMBER: u8 = b'n';
 const REVISION: &[u8] = b"nrevision";
 const SEQUENCE: &[u8] = b"nsequence";
+const QUESTIONS: &[u8] = b"nquestions";
+const ASKED: &[u8] = b"nasked";
 const FOLDER: &[u8] = b"nfolder";
 const FORMAT: &[u8] = b"nformat";
 /// Raised when rows change their meaning; an older file is then begun anew, which costs a look at everything.
@@ -59,6 +61,10 @@ impl Rows {
         self.0.extend(changes.rows.iter().map(|(path, row)| (key(ROW, path), row.as_ref().map(encode_row))));
         self.0.extend(changes.revision.map(|revision| (REVISION.to_vec(), Some(revision.to_le_bytes().to_vec()))));
         self.0.extend(changes.sequence.map(|sequence| (SEQUENCE.to_vec(), Some(sequence.to_le_bytes().to_vec()))));
+        if let Some((questions, asked)) = &changes.asked {
+            self.0.push((QUESTIONS.to_vec(), Some(questions.to_le_bytes().to_vec())));
+            self.0.push((ASKED.to_vec(), asked.as_ref().map(encode_asked)));
+        }
     }
 
     /// Adds what was seen on the disk.
@@ -90,6 +96,16 @@ fn encode_row(row: &Row) -> Vec<u8> {
     let mut bytes = vec![u8::from(row.keep) | u8::from(row.left) << 1];
     bytes.extend(row.base.iter().flat_map(|hash| hash.0));
     bytes
+}
+
+fn encode_asked(asked: &Asked) -> Vec<u8> {
+    [&asked.id.to_le_bytes()[..], &asked.paths, asked.text.as_bytes()].concat()
+}
+
+fn decode_asked(bytes: &[u8]) -> Option<Asked> {
+    let (id, rest) = bytes.split_first_chunk()?;
+    let (paths, text) = rest.split_first_chunk()?;
+    Some(Asked { id: u64::from_le_bytes(*id), text: String::from_utf8(text.to_vec()).ok()?, paths: *paths })
 }
 
 fn decode_row(bytes: &[u8]) -> Option<Row> {
@@ -272,7 +288,8 @@ fn read(database: &Database) -> Result<Option<Kept>, redb::Error> {
     }
     kept.folder = rows.get(FOLDER)?.map(|row| row.value().to_vec());
     kept.saved.hub = hub;
-    (kept.saved.revision, kept.saved.sequence) = (number(REVISION)?, number(SEQUENCE)?);
+    (kept.saved.revision, kept.saved.sequence, kept.saved.questions) = (number(REVISION)?, number(SEQUENCE)?, number(QUESTIONS)?);
+    kept.saved.asked = rows.get(ASKED)?.and_then(|row| decode_asked(row.value()));
     Ok(Some(kept))
 }
 
@@ -289,6 +306,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("s.redb");
         let row = Row { base: Some(Hash([7; 32])), keep: true, left: false };
+        let asked = Asked { id: 4, text: "really?".into(), paths: [9; 32] };
         {
             let (store, kept) = Store::open(&file).unwrap();
             assert_eq!(kept.saved.revision, 0);
@@ -298,6 +316,7 @@ mod tests {
                 rows: vec![(path("d/l"), Some(row)), (path("gone"), None)],
                 revision: Some(5),
                 sequence: Some(9),
+                asked: Some((4, Some(asked.clone()))),
             });
             rows.seen(vec![(path("d"), Some(b"d".to_vec()))]);
             store.write(rows).await.unwrap().unwrap();
@@ -307,6 +326,7 @@ mod tests {
         }
         let (_store, kept) = Store::open(&file).unwrap();
         assert_eq!((kept.saved.revision, kept.saved.sequence), (5, 9));
+        assert_eq!((kept.saved.questions, kept.saved.asked), (4, Some(asked)));
         assert_eq!(kept.saved.rows, [(path("d/l"), row)]);
         assert_eq!(kept.saved.hub.len(), 1);
         assert_eq!(kept.seen, [(path("d"), b"d".to_vec())]);

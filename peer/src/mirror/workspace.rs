@@ -128,8 +128,8 @@ pub struct Options {
 pub enum Ask {
     /// Tell when all that was written until now is at the hub, or is held or reported.
     Flush(oneshot::Sender<()>),
-    /// Tell when the folder holds what the hub last announced, but for what is reported.
-    Follow(oneshot::Sender<()>),
+    /// Tell when the folder holds this revision, but for what is reported; 0: what the hub last announced.
+    Follow(u64, oneshot::Sender<()>),
     /// The session is gone, or this node is in it no longer.
     Forget,
 }
@@ -289,8 +289,16 @@ struct Check {
     request: u64,
     rehash: bool,
     repair: bool,
+    /// Only these and what is below them; none: everything.
+    paths: Vec<RelPath>,
     /// Its look has ended.
     looked: bool,
+}
+
+impl Check {
+    fn covers(&self, path: &RelPath) -> bool {
+        self.paths.is_empty() || self.paths.iter().any(|top| path.starts_with(top))
+    }
 }
 
 struct Stream {
@@ -352,7 +360,7 @@ pub struct Workspace {
     troubles: BTreeMap<String, walk::Trouble>,
     hot: BTreeMap<RelPath, Hot>,
     barriers: Vec<Barrier>,
-    followers: Vec<oneshot::Sender<()>>,
+    followers: Vec<(u64, oneshot::Sender<()>)>,
     checks: Vec<Check>,
     root_gone: bool,
     unwatched_at: Instant,

@@ -37,6 +37,8 @@ pub(super) struct Task {
     pub started_at_ms: i64,
     pub policy_hash: Bytes,
     pub lost: bool,
+    /// It began before its folder held what it was to hold.
+    pub is_behind: bool,
     pub stdin: Option<Input>,
     pub stdout: Output,
     pub stderr: Output,
@@ -60,6 +62,7 @@ impl Task {
             started_at_ms: started.at_ms,
             policy_hash: started.policy_hash.clone(),
             lost: false,
+            is_behind: false,
             stdin: stdin.then(|| Input::new(news.clone())),
             stdout,
             stderr,

@@ -20,25 +20,28 @@ use crate::{
 
 impl Inner {
     /// Prepares, journals, starts: in this order, so that what can be refused is refused before the journal, and nothing runs without it.
-    pub(super) async fn start(&self, admitted: Admitted) -> Result<(Arc<Task>, SessionId, Patience, Running), Rejection> {
+    pub(super) async fn start(&self, admitted: Admitted, revision: u64) -> Result<(Arc<Task>, SessionId, Patience, Running), Rejection> {
         let session: SessionId = admitted.request.session_id.parse().map_err(|_| Rejection::Malformed("session id"))?;
         let id = admitted.id;
-        if let Some(mirror) = self.mirror.get() {
-            mirror.before_task(&session, &id).await;
-        }
-        let started = self.start_in(session, admitted).await;
+        let behind = match self.mirror.get() {
+            Some(mirror) => !mirror.before_task(&session, &id, revision).await,
+            None => false,
+        };
+        let started = self.start_in(session, admitted, behind).await;
         if let (Err(_), Some(mirror)) = (&started, self.mirror.get()) {
             mirror.no_task(&session, &id);
         }
         started.map(|(task, patience, running)| (task, session, patience, running))
     }
 
-    async fn start_in(&self, session: SessionId, admitted: Admitted) -> Result<(Arc<Task>, Patience, Running), Rejection> {
+    async fn start_in(&self, session: SessionId, admitted: Admitted, behind: bool) -> Result<(Arc<Task>, Patience, Running), Rejection> {
         let Admitted { id, request, policy_hash, run_timeout } = admitted;
         let Some(Kind::Shell(shell)) = &request.kind else { return Err(Rejection::Malformed("kind")) };
         let mut command = command::prepare(shell, &session, &id, &self.place).map_err(cannot_start)?;
         let started = Started { task_id: request.task_id.clone(), fence: request.fence, at_ms: self.now_ms(), policy_hash };
-        let task = Arc::new(self.new_task(&started, &id, shell)?);
+        let mut task = self.new_task(&started, &id, shell)?;
+        task.is_behind = behind;
+        let task = Arc::new(task);
         let journaled = self.journal.started(started).await.map_err(Rejection::Journal);
         let running = journaled.and_then(|()| {
             Running::start(&self.processes, &mut command, &id, shell.stdin).map_err(|error| {

@@ -88,7 +88,7 @@ impl Tasks {
         W: AsyncWrite + Unpin + Send,
     {
         let found = match open.open {
-            Some(Open::Start(signed)) => self.begin_for(&signed).await,
+            Some(Open::Start(signed)) => self.begin_for(&signed, open.workspace_revision).await,
             Some(Open::Resume(resume)) => self.resume(&resume).await,
             Some(Open::Workspace(_)) | None => {
                 Err(TaskRejected { code: "malformed".into(), message: "neither a task nor one to go on with".into() })
@@ -104,8 +104,8 @@ impl Tasks {
         }
     }
 
-    async fn begin_for(&self, signed: &Signed) -> Result<(Arc<Task>, Cursors), TaskRejected> {
-        self.begin(signed).await.map(|task| (task, Cursors::default())).map_err(|rejection| rejected(&rejection))
+    async fn begin_for(&self, signed: &Signed, revision: u64) -> Result<(Arc<Task>, Cursors), TaskRejected> {
+        self.begin(signed, revision).await.map(|task| (task, Cursors::default())).map_err(|rejection| rejected(&rejection))
     }
 
     async fn resume(&self, resume: &TaskResume) -> Result<(Arc<Task>, Cursors), TaskRejected> {
@@ -177,7 +177,7 @@ async fn say<W: AsyncWrite + Unpin>(
         cursors.stdin = task.stdin.as_ref().map_or(0, Input::written);
         writer.send(&from(from_task::Frame::InputAck(InputAck { offset: cursors.stdin }))).await?;
     }
-    let started = TaskStarted { at_ms: task.started_at_ms, sandbox_level: SANDBOX_LEVEL.into() };
+    let started = TaskStarted { at_ms: task.started_at_ms, sandbox_level: SANDBOX_LEVEL.into(), workspace_behind: task.is_behind };
     writer.send(&from(from_task::Frame::Started(started))).await?;
     let mut news = task.news.subscribe();
     let mut frame = Frame::default();

@@ -146,7 +146,7 @@ impl Hub {
         let serving = tokio::spawn(async move { tasks.serve(read, write).await });
         let (read, write) = tokio::io::split(ours);
         let mut writer = FrameWriter::new(write);
-        writer.send(&StreamOpen { open: Some(open) }).await.unwrap();
+        writer.send(&StreamOpen { open: Some(open), ..StreamOpen::default() }).await.unwrap();
         Talk {
             reader: FrameReader::new(read, limits::TASK_FRAME_BYTES),
             writer,

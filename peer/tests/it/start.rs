@@ -212,9 +212,9 @@ async fn a_stream_of_nonsense_ends_and_harms_nobody() {
         let served = tokio::time::timeout(PATIENCE, tasks.serve(bytes, tokio::io::sink())).await.unwrap();
         assert!(served.is_err());
     }
-    let empty = cortex_wire::frame::encode(&StreamOpen { open: None });
+    let empty = cortex_wire::frame::encode(&StreamOpen::default());
     assert!(tasks.serve(&empty[..], tokio::io::sink()).await.is_ok());
-    let unsigned = StreamOpen { open: Some(Open::Start(Signed::default())) };
+    let unsigned = StreamOpen { open: Some(Open::Start(Signed::default())), ..StreamOpen::default() };
     assert!(tasks.serve(&cortex_wire::frame::encode(&unsigned)[..], tokio::io::sink()).await.is_ok());
     assert_eq!(hub.script(&tasks, "true").await.finish().await.response.state, "succeeded");
 }
@@ -245,7 +245,7 @@ async fn a_hub_that_is_gone_before_the_start_is_on_record_stops_it() {
     let hub = Hub::new();
     let tasks = hub.tasks();
     let request = hub.sign(&hub.request(script("touch started")));
-    let open = cortex_wire::frame::encode(&StreamOpen { open: Some(Open::Start(request)) });
+    let open = cortex_wire::frame::encode(&StreamOpen { open: Some(Open::Start(request)), ..StreamOpen::default() });
     // Polled once, as far as the first wait, and dropped.
     let _ = poll_once(tasks.serve(&open[..], tokio::io::sink())).await;
     tokio::time::sleep(Duration::from_millis(300)).await;

@@ -142,7 +142,7 @@ impl Registered {
     async fn send(&self, scene: &Scene, signed: Signed) -> Result<String> {
         let (send, recv) = self.connection.open_bi().await?;
         let (mut writer, mut reader) = (FrameWriter::new(send), FrameReader::new(recv, limits::TASK_FRAME_BYTES));
-        writer.send(&StreamOpen { open: Some(Open::Start(signed)) }).await?;
+        writer.send(&StreamOpen { open: Some(Open::Start(signed)), ..StreamOpen::default() }).await?;
         let told = async {
             loop {
                 match reader.expect::<FromTask>().await?.frame {

@@ -9,6 +9,8 @@
 //! | [`access`] | who sees nothing |
 //! | [`ignore`] | what is not synced |
 //! | [`large`] | files of any size, and disks that are full |
+//! | [`odd`] | times that lie, a folder that vanishes, one file that is pushed |
+//! | [`task`] | commands and the files that they are meant to find |
 
 mod access;
 mod api;
@@ -17,6 +19,8 @@ mod chaos;
 mod hold;
 mod ignore;
 mod large;
+mod odd;
+mod task;
 
 use std::{
     collections::BTreeMap,

@@ -37,7 +37,7 @@ mod event;
 mod hub;
 mod up;
 
-pub use event::{Changes, CommitIn, Found, Input, Job, Output, Proposal, Row, Saved, Status, Trouble, VerdictIn};
+pub use event::{Asked, Changes, CommitIn, Found, Input, Job, Output, Proposal, Row, Saved, Status, Trouble, VerdictIn};
 
 /// First wait before something that failed is tried again; it doubles up to 64 times this.
 const RETRY_MS: i64 = 1_000;
@@ -113,8 +113,7 @@ struct Queues {
 /// A question to a person, and the deletions that wait for the answer.
 #[derive(Debug)]
 struct Question {
-    id: u64,
-    text: String,
+    asked: Asked,
     paths: BTreeSet<RelPath>,
 }
 
@@ -126,7 +125,7 @@ pub struct Replica {
     revision: u64,
     sequence: u64,
     /// What `take_changes` gave last.
-    durable: (Tree, u64, u64),
+    durable: (Tree, u64, u64, (u64, Option<Asked>)),
     /// Paths whose row may have changed since.
     rows: BTreeSet<RelPath>,
     paths: BTreeMap<RelPath, Path>,
@@ -158,7 +157,7 @@ impl Replica {
         let mut replica = Self {
             me: Author::Node(me),
             now_ms: 0,
-            durable: (saved.hub.clone(), saved.revision, saved.sequence),
+            durable: (saved.hub.clone(), saved.revision, saved.sequence, (saved.questions, saved.asked.clone())),
             hub: saved.hub,
             revision: saved.revision,
             sequence: saved.sequence,
@@ -177,7 +176,7 @@ impl Replica {
             locks: Vec::new(),
             paused: false,
             plan: false,
-            guard: up::Guard::default(),
+            guard: up::Guard::new(saved.questions, saved.asked),
             look: BTreeSet::new(),
             out: VecDeque::new(),
         };
@@ -262,7 +261,8 @@ impl Replica {
 
     /// What has changed since it was last asked for. Costs what changed.
     pub fn take_changes(&mut self) -> Changes {
-        let (tree, revision, sequence) = std::mem::replace(&mut self.durable, (self.hub.clone(), self.revision, self.sequence));
+        let now = (self.hub.clone(), self.revision, self.sequence, self.guard.asked());
+        let (tree, revision, sequence, asked) = std::mem::replace(&mut self.durable, now);
         let entries = tree.diff(&self.hub).into_iter().map(|change| (change.path, change.after)).collect();
         let mut rows = Vec::new();
         for path in std::mem::take(&mut self.rows) {
@@ -277,6 +277,7 @@ impl Replica {
             rows,
             revision: (revision != self.revision).then_some(self.revision),
             sequence: (sequence != self.sequence).then_some(self.sequence),
+            asked: (asked != self.durable.3).then(|| self.durable.3.clone()),
         }
     }
 
@@ -299,7 +300,7 @@ impl Replica {
             revision: self.revision,
             caught_up: self.link.caught_up,
             paused: self.paused,
-            question: self.guard.question.as_ref().map(|question| (question.id, question.text.clone())),
+            question: self.guard.asked().1.map(|asked| (asked.id, asked.text)),
             ..Status::default()
         };
         for (path, state) in &self.paths {
@@ -334,6 +335,18 @@ impl Replica {
     /// The hub's tree has come whole, as far as this connection knows.
     pub fn is_caught_up(&self) -> bool {
         self.link.caught_up
+    }
+
+    /// Whether this is what it wants decided.
+    pub fn asks(&self, question: u64) -> bool {
+        self.guard.asked().1.is_some_and(|asked| asked.id == question)
+    }
+
+    /// At and below a path nothing is waiting, under way, or held.
+    pub fn is_settled_at(&self, at: &RelPath) -> bool {
+        let mut here = self.paths.range((Bound::Included(at), Bound::Unbounded)).take_while(|(path, _)| path.starts_with(at));
+        let moves = || self.moving.iter().any(|(from, moving)| from.starts_with(at) || moving.to.starts_with(at));
+        self.link.caught_up && here.all(|(_, state)| state.left) && self.moving_at(at).is_none() && !moves()
     }
 
     /// Nothing is waiting, under way, or held.

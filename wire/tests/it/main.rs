@@ -216,7 +216,10 @@ fn workspace() -> Vec<(&'static str, Vec<u8>)> {
         what: Some(chunk_open::What::Fetch(SidList { sids: bytes(1, 64) })),
     };
     vec![
-        ("StreamOpen.workspace.frame", frame::encode(&StreamOpen { open: Some(stream_open::Open::Workspace(open)) }).to_vec()),
+        (
+            "StreamOpen.workspace.frame",
+            frame::encode(&StreamOpen { open: Some(stream_open::Open::Workspace(open)), ..StreamOpen::default() }).to_vec(),
+        ),
         (
             "WorkspaceHello",
             FromWorkspace { frame: Some(from_workspace::Frame::Hello(WorkspaceHello { revision: 12, root: bytes(11, 32) })) }

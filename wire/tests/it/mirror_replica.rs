@@ -63,7 +63,7 @@ struct Node {
 
 impl Node {
     fn with(hub: &Tree) -> Self {
-        let saved = Saved { hub: hub.clone(), revision: 7, sequence: 3, rows: Vec::new() };
+        let saved = Saved { hub: hub.clone(), revision: 7, sequence: 3, ..Saved::default() };
         let mut node = Self { replica: Replica::load(node(1), saved), now_ms: 1_000 };
         let outputs = node.tell(Input::Connected { revision: 7, root: hub.root() });
         assert!(outputs.is_empty());
@@ -491,4 +491,57 @@ fn many_files_fit_into_little_memory() {
     // In proportion: 100,000 files take less than 60 MiB, with all that came and went on the way.
     let grown = resident().saturating_sub(before);
     assert!(grown < (60 << 20) * 3 / 10, "{} MiB", grown >> 20);
+}
+
+/// The same node after its program was killed, when it has looked at its disk again and is connected.
+fn again(mut before: Node, hub: &Tree, gone: &[&str], answer: Option<(u64, bool)>) -> (Node, Vec<Output>) {
+    let (questions, asked) = before.replica.take_changes().asked.unwrap_or_default();
+    let saved = Saved { hub: hub.clone(), revision: 7, sequence: 3, questions, asked, ..Saved::default() };
+    let mut node = Node { replica: Replica::load(node(1), saved), now_ms: 1_000_000 };
+    if let Some((question, yes)) = answer {
+        assert!(node.replica.asks(question), "what was asked is asked from the beginning");
+        assert!(node.tell(Input::Decision { question, yes }).is_empty());
+        assert!(!node.replica.asks(question), "once");
+    }
+    node.tell(Input::Scanned(gone.iter().map(|at| (path(at), None)).collect()));
+    let outputs = node.tell(Input::Connected { revision: 7, root: hub.root() });
+    (node, outputs)
+}
+
+fn asked(outputs: &[Output]) -> Option<u64> {
+    outputs.iter().find_map(|output| if let Output::Question { id, .. } = output { Some(*id) } else { None })
+}
+
+#[test]
+fn a_question_has_the_same_number_after_a_restart_and_another_one_when_it_is_another() {
+    let hub = tree(&[("a", 1), ("b", 2), ("c", 3), ("d", 4)]);
+    let gone = ["a", "b", "c", "d"];
+    let ask = || {
+        let mut node = Node::with(&hub);
+        let outputs = node.tell(Input::Scanned(gone.iter().map(|at| (path(at), None)).collect()));
+        let id = asked(&outputs).expect("it asks");
+        (node, id)
+    };
+    let (before, id) = ask();
+    let (mut node, outputs) = again(before, &hub, &gone, None);
+    assert_eq!((asked(&outputs), node.replica.asks(id)), (Some(id), true));
+    assert_eq!(proposal(&node.tell(Input::Decision { question: id, yes: true })).ops.len(), 4);
+    // The answer was faster than the look.
+    let (before, id) = ask();
+    let (_, outputs) = again(before, &hub, &gone, Some((id, true)));
+    assert_eq!((asked(&outputs), proposal(&outputs).ops.len()), (None, 4));
+    let (before, id) = ask();
+    let (_, outputs) = again(before, &hub, &gone, Some((id, false)));
+    assert_eq!((asked(&outputs), jobs(&outputs).len()), (None, 4));
+    // Less was deleted by then: nobody was asked about that.
+    let (before, id) = ask();
+    let (mut node, outputs) = again(before, &hub, &gone[..2], Some((id, true)));
+    let other = asked(&outputs).expect("it asks anew");
+    assert!(other > id && node.replica.asks(other));
+    assert!(node.tell(Input::Decision { question: id, yes: true }).is_empty());
+    // All of it is there again.
+    let (before, id) = ask();
+    let (mut node, outputs) = again(before, &hub, &[], None);
+    assert!(asked(&outputs).is_none() && !node.replica.asks(id));
+    assert_eq!(proposal(&node.tell(saw("a", None))).ops.len(), 1, "one deletion is no question");
 }

@@ -2,6 +2,7 @@
 //!
 //! People write, delete and rename while everything goes wrong. Then it heals, and must end so: every disk holds the hub's tree, nothing
 //! is sent any more, and whatever a job took from a disk is in the hub's history, in a conflict record or among a node's conflict copies.
+//! What became ignored meanwhile is no part of all this, and still lies where it was.
 //!
 //! `CORTEX_SEEDS=n` runs n seeds from `CORTEX_FIRST` on, `CORTEX_SEED=n` that one with a trace.
 
@@ -150,6 +151,8 @@ struct Node {
     dirty: BTreeSet<RelPath>,
     /// A look under way: it is thrown away for paths where a job ends meanwhile.
     looking: Option<Vec<(RelPath, Option<Found>)>>,
+    /// Seen by that look, and ignored.
+    hidden: Vec<RelPath>,
     jobs: VecDeque<Job>,
     /// Done on the disk, not yet told.
     ends: VecDeque<Input>,
@@ -198,6 +201,10 @@ struct World {
     contents: u64,
     /// What jobs took from disks.
     displaced: Vec<u64>,
+    /// No part of the workspace any more.
+    rules: Vec<RelPath>,
+    /// What lay there, on which node, when that began.
+    untracked: Vec<(usize, RelPath, u64)>,
     healing: bool,
     trace: bool,
 }
@@ -221,6 +228,7 @@ impl World {
             older: Saved::default(),
             dirty: BTreeSet::new(),
             looking: None,
+            hidden: Vec::new(),
             jobs: VecDeque::new(),
             ends: VecDeque::new(),
             uploads: VecDeque::new(),
@@ -237,6 +245,8 @@ impl World {
             nodes: (0..NODES).map(node).collect(),
             contents: 0,
             displaced: Vec::new(),
+            rules: Vec::new(),
+            untracked: Vec::new(),
             healing: false,
             trace,
         }
@@ -309,6 +319,9 @@ impl World {
         let what = self.random.below(20);
         let content = self.write();
         let other = self.random.path();
+        if self.is_ignored(&path) || self.is_ignored(&other) {
+            return;
+        }
         let node = &mut self.nodes[n];
         trace!(self, "person {n}: {what} {path} {other} {content}");
         match what {
@@ -342,19 +355,43 @@ impl World {
         }
     }
 
+    fn is_ignored(&self, path: &RelPath) -> bool {
+        self.rules.iter().any(|rule| path.starts_with(rule))
+    }
+
+    /// Somebody adds an ignore rule, and everybody has it at once.
+    fn ignore(&mut self) {
+        let rule: RelPath = ["a", "b", "c", "d"][self.random.below(4)].parse().unwrap();
+        trace!(self, "ignored: {rule}");
+        for node in &mut self.nodes {
+            for at in node.disk.below(&rule) {
+                self.untracked.extend(node.disk.items[&at].content().map(|content| (node.index, at.clone(), content)));
+            }
+            node.dirty.insert(rule.clone());
+        }
+        self.rules.push(rule);
+    }
+
     // --------------------------------------------------------- the shell
 
     fn look(&mut self, n: usize) {
         let node = &mut self.nodes[n];
         if node.looking.is_some() {
-            let seen = node.looking.take().unwrap_or_default();
-            return self.tell(n, Input::Scanned(seen));
+            let (seen, hidden) = (node.looking.take().unwrap_or_default(), std::mem::take(&mut node.hidden));
+            self.tell(n, Input::Scanned(seen));
+            if !hidden.is_empty() {
+                self.tell(n, Input::Untracked(hidden));
+            }
+            return;
         }
         if node.dirty.is_empty() {
             return;
         }
         let mut seen = BTreeMap::new();
         let all = self.healing || !self.random.one_in(3);
+        let rules = self.rules.clone();
+        let is_ignored = |at: &RelPath| rules.iter().any(|rule| at.starts_with(rule));
+        let known = node.replica.known(&RelPath::root());
         for path in std::mem::take(&mut node.dirty) {
             if !all && self.random.one_in(2) {
                 node.dirty.insert(path);
@@ -367,7 +404,9 @@ impl World {
                 seen.insert(at, found);
             }
         }
-        node.looking = Some(seen.into_iter().collect());
+        let (hidden, seen): (Vec<_>, Vec<_>) = seen.into_iter().partition(|(at, _)| is_ignored(at));
+        node.hidden = hidden.into_iter().map(|(at, _)| at).filter(|at| known.contains_key(at)).collect();
+        node.looking = Some(seen);
         if !self.random.one_in(3) {
             self.look(n);
         }
@@ -386,7 +425,10 @@ impl World {
         let node = &mut self.nodes[n];
         let end = match job {
             Job::Move { from, to, expect } => {
-                let fits = node.disk.items.get(&from).is_some_and(|item| item.hash() == expect)
+                // What is ignored does not go along.
+                let hidden = self.rules.iter().any(|rule| from.starts_with(rule) || rule.starts_with(&from));
+                let fits = !hidden
+                    && node.disk.items.get(&from).is_some_and(|item| item.hash() == expect)
                     && !node.disk.items.contains_key(&to)
                     && node.disk.is_directory(&to.parent().unwrap());
                 if fits && !fails {
@@ -405,6 +447,9 @@ impl World {
     }
 
     fn set(&mut self, n: usize, path: RelPath, expect: Option<Hash>, to: Option<Entry>, keep_copy: bool) -> Input {
+        if to.is_none() && self.is_ignored(&path) {
+            return Input::Applied { path, hash: None };
+        }
         let node = &mut self.nodes[n];
         if self.healing && to.as_ref().is_some_and(|entry| !entry.is_directory()) {
             // A person tidies up what is in the way of a file and no part of the workspace.
@@ -580,6 +625,9 @@ impl World {
     /// Somebody writes, deletes or moves through the hub's API.
     fn hub_person(&mut self) {
         let (path, other, content) = (self.random.path(), self.random.path(), self.write());
+        if self.is_ignored(&path) || self.is_ignored(&other) {
+            return;
+        }
         let parent = self.hub.tree().hash(&path);
         self.hub.chunks.insert(content_hash(content));
         let op = match (self.random.below(4), parent) {
@@ -590,13 +638,26 @@ impl World {
         let base = self.hub.revision();
         let ruled = judge(self.hub.tree(), &[op], &self.hub.locks, &Author::Hub("somebody".into()), self.now_ms);
         trace!(self, "hub person: {:?} {:?}", ruled.accepted, ruled.objections);
-        if ruled.accepted.is_empty() {
+        self.hub_commits(base, ruled.accepted, ruled.tree);
+    }
+
+    fn hub_commits(&mut self, base: u64, accepted: Vec<Op>, tree: Tree) {
+        if accepted.is_empty() {
             return;
         }
-        self.hub.trees.push(ruled.tree);
-        self.hub.log.push(ruled.accepted.clone());
+        self.hub.trees.push(tree);
+        self.hub.log.push(accepted.clone());
         for n in 0..NODES {
-            self.send_commit(n, base, base + 1, &ruled.accepted, true);
+            self.send_commit(n, base, base + 1, &accepted, true);
+        }
+    }
+
+    /// What came to the hub just before it was ignored, and finds ignored things in its way on every node, goes by hand: each of them says so.
+    fn hub_person_tidies(&mut self) {
+        for rule in self.rules.clone() {
+            let Some(parent) = self.hub.tree().hash(&rule) else { continue };
+            let ruled = judge(self.hub.tree(), &[Op::Remove { path: rule, parent }], &[], &Author::Hub("somebody".into()), self.now_ms);
+            self.hub_commits(self.hub.revision(), ruled.accepted, ruled.tree);
         }
     }
 
@@ -631,8 +692,12 @@ impl World {
         node.jobs.clear();
         node.ends.clear();
         node.uploads.clear();
-        node.questions.clear();
-        node.dirty.clear();
+        node.hidden.clear();
+        // An answer to what was asked before may come afterwards.
+        if stale || self.random.one_in(2) {
+            self.nodes[n].questions.clear();
+        }
+        self.nodes[n].dirty.clear();
         self.look_at_everything(n);
         self.act(n);
     }
@@ -680,6 +745,7 @@ impl World {
                     self.announce_state();
                 }
                 2 => self.nodes[n].older = self.nodes[n].saved.clone(),
+                3 if self.rules.is_empty() => self.ignore(),
                 _ => {}
             },
             _ => {}
@@ -691,7 +757,10 @@ impl World {
         self.hub.paused = false;
         self.hub.locks.clear();
         self.announce_state();
-        for _ in 0..2_000 {
+        for round in 0..2_000 {
+            if round == 1_000 {
+                self.hub_person_tidies();
+            }
             for n in 0..NODES {
                 self.connect(n);
                 for _ in 0..4 {
@@ -715,10 +784,15 @@ impl World {
                     || !node.questions.is_empty()
             };
             if !self.nodes.iter().any(busy) {
-                if self.nodes.iter().all(|node| node.replica.is_settled()) {
+                let is_hidden = self.hub.tree().iter().any(|(path, _)| self.is_ignored(&path));
+                if !is_hidden && self.nodes.iter().all(|node| node.replica.is_settled()) {
                     return;
                 }
                 self.now_ms += 500;
+                if is_hidden {
+                    // As nodes that have nothing to do are asked to.
+                    (0..NODES).for_each(|n| self.look_at_everything(n));
+                }
             }
         }
         let stuck: Vec<_> = self.nodes.iter().map(|node| (node.replica.status(), node.connection.is_some())).collect();
@@ -729,8 +803,13 @@ impl World {
         let hub: BTreeMap<RelPath, Hash> = self.hub.tree().iter().map(|(path, entry)| (path, entry.hash())).collect();
         for node in &self.nodes {
             let left = |path: &RelPath| !hub.contains_key(path) && node.disk.below(path).iter().any(|at| node.disk.ignored.contains(at));
-            let disk: BTreeMap<RelPath, Hash> =
-                node.disk.items.iter().filter(|(path, _)| !left(path)).map(|(path, item)| (path.clone(), item.hash())).collect();
+            let disk: BTreeMap<RelPath, Hash> = node
+                .disk
+                .items
+                .iter()
+                .filter(|(path, _)| !left(path) && !self.is_ignored(path))
+                .map(|(path, item)| (path.clone(), item.hash()))
+                .collect();
             assert_eq!(disk, hub, "seed {}: node {} differs from the hub", self.seed, node.index);
             assert_eq!(node.saved.hub, *self.hub.tree(), "seed {}: node {} made another tree durable", self.seed, node.index);
             assert_eq!(node.saved.revision, self.hub.revision());
@@ -743,6 +822,12 @@ impl World {
             }
         }
         kept.extend(self.nodes.iter().flat_map(|node| node.disk.copies.iter().map(|content| content_hash(*content))));
+        for (n, path, content) in &self.untracked {
+            let disk = &self.nodes[*n].disk;
+            let there = disk.items.get(path).and_then(Item::content) == Some(*content);
+            let displaced = self.displaced.contains(content) || disk.copies.contains(content);
+            assert!(there || displaced, "seed {}: {path} of node {n} was ignored, and is gone", self.seed);
+        }
         for content in &self.displaced {
             assert!(kept.contains(&content_hash(*content)), "seed {}: {content} was lost", self.seed);
         }
@@ -785,6 +870,9 @@ fn persist(saved: &mut Saved, changes: Changes) {
             };
         }
         saved.rows = rows.into_iter().collect();
+    }
+    if let Some((questions, asked)) = changes.asked {
+        (saved.questions, saved.asked) = (questions, asked);
     }
     saved.revision = changes.revision.unwrap_or(saved.revision);
     saved.sequence = changes.sequence.unwrap_or(saved.sequence);

@@ -138,7 +138,7 @@ async fn standard_input_is_written_by_offset() {
         .await
         .expect(StatusCode::CREATED);
     let id: TaskId = task["id"].as_str().unwrap().parse().unwrap();
-    lab.hub.started(id, node.id, lab.hub.now_ms(), "permissive").await.unwrap();
+    lab.hub.started(id, node.id, &started(lab.hub.now_ms())).await.unwrap();
     let path = format!("/api/tasks/{id}/stdin");
     assert_eq!(lab.post(&lab.ada, &path, json!({"offset": 0, "data": "hé"})).await.expect(StatusCode::OK)["next_offset"], 3);
     assert_eq!(

@@ -5,7 +5,7 @@ use cortex_wire::{
         path::RelPath,
         tree::Tree,
     },
-    schema::{Commit, DriftReport, TreeRequest, WorkspaceStatus},
+    schema::{Answered, Commit, DriftReport, Rescan, TreeRequest, WorkspaceStatus},
 };
 use tokio::{
     io::{DuplexStream, ReadHalf, WriteHalf, duplex, split},
@@ -324,7 +324,7 @@ async fn a_node_is_asked_for_its_drift_and_asks_for_folders() {
     let mut node = desk.fresh(0).await;
     let workspace = desk.workspace().await;
     let id = desk.nodes[0];
-    let asked = tokio::spawn(async move { workspace.nodes.rescan(id, true, false, SOON).await });
+    let asked = tokio::spawn(async move { workspace.nodes.rescan(id, Rescan { rehash: true, ..Rescan::default() }, SOON).await });
     let to_workspace::Frame::Rescan(rescan) = node.next().await else { panic!("a question") };
     assert!(rescan.rehash && !rescan.repair);
     node.say(from_workspace::Frame::Tree(TreeRequest { request: 7, directories: vec![String::new(), "d".into(), "nothing".into()] })).await;
@@ -357,9 +357,25 @@ async fn only_what_a_node_asks_is_answered() {
     }
     let answer = async |question| workspace.answer(hub, &desk.ann, desk.nodes[0], question, true).await;
     assert!(matches!(answer(2).await, Err(MirrorError::NotAsked)));
-    answer(3).await.unwrap();
-    let to_workspace::Frame::Decision(decision) = node.next().await else { panic!("a decision") };
-    assert_eq!((decision.question, decision.yes), (3, true));
+    let say = |taken| from_workspace::Frame::Answered(Answered { question: 3, taken });
+    let heard = async |node: &mut Played, taken| {
+        let to_workspace::Frame::Decision(decision) = node.next().await else { panic!("a decision") };
+        assert_eq!((decision.question, decision.yes), (3, true));
+        node.say(say(taken)).await;
+    };
+    let (answered, ()) = tokio::join!(answer(3), heard(&mut node, true));
+    answered.unwrap();
+    let (answered, ()) = tokio::join!(answer(3), heard(&mut node, false));
+    assert!(matches!(answered, Err(MirrorError::NotAsked)), "it asks something else by now");
+    // A node that goes with the answer.
+    let ((), answered) = tokio::join!(
+        async {
+            node.next().await;
+            drop(node);
+        },
+        answer(3)
+    );
+    assert!(matches!(answered, Err(MirrorError::NotTaken)), "{answered:?}");
 }
 
 #[tokio::test]

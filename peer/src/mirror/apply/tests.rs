@@ -440,3 +440,22 @@ fn what_is_ignored_is_not_removed_and_what_may_be_waits_for_the_rules() {
     assert_eq!(bench.hands.cache.lock().unwrap().get(&path("a.log")), None);
     assert!(bench.hands.ignored.lock().unwrap().take_put(), "what else they cover is looked for");
 }
+
+#[test]
+fn what_is_ignored_does_not_move_with_what_has_its_bytes() {
+    let mut bench = Bench::new();
+    bench.seen("old/a.log", "log");
+    bench.seen("d/f", "f");
+    bench.seen("free/f", "g");
+    let rules = "*.log\n/d\n";
+    bench.hands.rules = vec![(path(".gitignore"), hash(rules))];
+    let early = bench.one(bench.task("free", None, Put::Move(path("other"))));
+    assert_eq!(code(&early), "rules_first");
+    let put = bench.staged(rules);
+    assert_eq!(bench.one(bench.task(".gitignore", None, put)), Ok(()));
+    for (from, to) in [("old/a.log", "copy"), ("old", "new"), ("d", "e"), ("d/f", "g")] {
+        assert_eq!(code(&bench.one(bench.task(from, None, Put::Move(path(to))))), "ignored", "{from}");
+    }
+    assert_eq!((bench.text("old/a.log").as_deref(), bench.text("d/f").as_deref()), (Some("log"), Some("f")));
+    assert_eq!(bench.one(bench.task("free", None, Put::Move(path("other")))), Ok(()));
+}

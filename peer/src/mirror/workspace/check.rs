@@ -8,29 +8,35 @@ impl Workspace {
             self.exit = Some(Exit::Detached);
             return;
         }
-        if self.stream.is_none() || self.root_gone || self.replica.status().paused {
-            // Nothing goes up or down, perhaps for long.
-            return;
-        }
         match ask {
-            Ask::Flush(tell) => self.begin_barrier(Answer::Task(tell)),
-            Ask::Follow(tell) => self.followers.push(tell),
-            Ask::Forget => {}
+            Ask::Follow(revision, tell) => self.followers.push((revision, tell)),
+            Ask::Flush(tell) if !self.stands_still() && self.stream.is_some() => self.begin_barrier(Answer::Task(tell)),
+            Ask::Flush(_) | Ask::Forget => {}
         }
+    }
+
+    /// Nothing goes up or down, perhaps for long.
+    fn stands_still(&self) -> bool {
+        self.root_gone || self.replica.status().paused
     }
 
     /// Lets those go on who wait for the hub's files.
     pub(super) fn answer_followers(&mut self) {
-        self.followers.retain(|tell| !tell.is_closed());
+        self.followers.retain(|(_, tell)| !tell.is_closed());
         if self.followers.is_empty() {
             return;
         }
         let status = self.replica.status();
-        if status.caught_up && status.down_files <= status.down_failed {
-            for tell in self.followers.drain(..) {
-                let _ = tell.send(());
-            }
+        let applied = status.down_files <= status.down_failed && !self.root_gone;
+        let holds = |revision| applied && if revision == 0 { status.caught_up } else { status.revision >= revision };
+        let (there, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.followers).into_iter().partition(|(revision, _)| holds(*revision));
+        for (_, tell) in there {
+            let _ = tell.send(());
         }
+        // A stream that is not there may be on its way when somebody knows a revision.
+        let (stands_still, connected) = (self.stands_still(), self.stream.is_some());
+        self.followers.extend(waiting.into_iter().filter(|(revision, _)| !stands_still && (connected || *revision > 0)));
     }
 
     pub(super) fn begin_barrier(&mut self, answer: Answer) {
@@ -112,15 +118,28 @@ impl Workspace {
         }
     }
 
+    pub(super) fn begin_check(&mut self, rescan: &schema::Rescan) {
+        let paths: Vec<RelPath> = rescan.paths.iter().take(limits::RESCAN_PATHS).filter_map(|path| path.parse().ok()).collect();
+        for path in &paths {
+            self.dirty.mark(path.clone(), Mark { deep: true, ..LOOK });
+        }
+        if paths.is_empty() {
+            self.dirty.add(Dirty::everything());
+        }
+        self.checks.push(Check { request: rescan.request, rehash: rescan.rehash, repair: rescan.repair, paths, looked: false });
+    }
+
     pub(super) fn answer_checks(&mut self) {
         let settled = self.replica.is_settled();
         let checks = std::mem::take(&mut self.checks);
         for check in checks {
+            let settled = settled || (!check.paths.is_empty() && check.paths.iter().all(|path| self.replica.is_settled_at(path)));
             if !check.looked || self.reads_large_files() || (check.repair && !settled) {
                 self.checks.push(check);
                 continue;
             }
-            let mut report = drift::report(check.request, self.replica.hello().0, &self.cache(), self.replica.hub());
+            let covers = |path: &RelPath| check.covers(path);
+            let mut report = drift::report(check.request, self.replica.hello().0, &self.cache(), self.replica.hub(), &covers);
             report.repaired = check.repair && drift::is_none(&report);
             self.send(from_workspace::Frame::Drift(report));
         }

@@ -35,7 +35,7 @@ impl Workspace {
     pub(super) fn detached(&mut self) {
         if self.stream.take().is_some() {
             self.barriers.clear();
-            self.followers.clear();
+            self.followers.retain(|(revision, _)| *revision > 0);
             self.checks.clear();
             self.proposals.clear();
             self.in_write.clear();
@@ -66,19 +66,22 @@ impl Workspace {
                 self.handle(Input::State { locks: locks(&state.locks), paused: state.paused });
             }
             Some(Frame::Key(key)) => self.add_key(&key),
-            Some(Frame::Rescan(rescan)) => {
-                self.checks.push(Check { request: rescan.request, rehash: rescan.rehash, repair: rescan.repair, looked: false });
-                self.dirty.add(Dirty::everything());
-            }
-            Some(Frame::Decision(decision)) if decision.question == ROOT_QUESTION => {
-                if decision.yes && self.root_gone {
-                    self.exit = Some(Exit::Anew);
-                }
-            }
-            Some(Frame::Decision(decision)) => self.handle(Input::Decision { question: decision.question, yes: decision.yes }),
+            Some(Frame::Rescan(rescan)) => self.begin_check(&rescan),
+            Some(Frame::Decision(decision)) => self.decided(&decision),
             Some(Frame::Barrier(number)) => self.begin_barrier(Answer::Hub(number)),
             Some(Frame::Detach(true)) => self.exit = Some(Exit::Detached),
             Some(Frame::Detach(false) | Frame::Tree(_)) | None => {}
+        }
+    }
+
+    fn decided(&mut self, decision: &schema::Decision) {
+        let schema::Decision { question, yes } = *decision;
+        let taken = if question == ROOT_QUESTION { self.root_gone } else { self.replica.asks(question) };
+        self.send(from_workspace::Frame::Answered(schema::Answered { question, taken }));
+        if question != ROOT_QUESTION {
+            self.handle(Input::Decision { question, yes });
+        } else if taken && yes {
+            self.exit = Some(Exit::Anew);
         }
     }
 

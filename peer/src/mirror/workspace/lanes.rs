@@ -238,6 +238,10 @@ impl Workspace {
             .collect();
         busy.into_iter().for_each(|path| self.is_hot(path));
         self.checks.iter_mut().for_each(|check| check.looked = true);
+        if how.all && found.is_empty() {
+            // That nothing has changed is news to an engine that has just begun.
+            self.handle(Input::Scanned(Vec::new()));
+        }
         self.found(found, gathered);
     }
 

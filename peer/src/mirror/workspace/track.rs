@@ -40,9 +40,13 @@ impl Workspace {
         self.looked_once && ignored.files().all(|file| cache.get(file).map(Known::hash) == hub.get(file).map(Entry::hash))
     }
 
-    /// The hub's ignore files above what jobs remove.
+    /// The hub's ignore files above what jobs remove or move.
     pub(super) fn rules_above(&self, jobs: &[Job]) -> Vec<(RelPath, Hash)> {
-        let removed = jobs.iter().filter_map(|job| if let Job::Set { path, to: None, .. } = job { Some(path) } else { None });
+        let removed = jobs.iter().filter_map(|job| match job {
+            Job::Set { path, to: None, .. } => Some(path),
+            Job::Move { from, .. } => Some(from),
+            Job::Set { .. } => None,
+        });
         let folders: BTreeSet<RelPath> = removed.flat_map(|path| path.ancestors().chain([RelPath::root()])).collect();
         let hub = self.replica.hub();
         let files = folders.iter().flat_map(|folder| [GIT_RULES, OWN_RULES].map(|name| folder.join(name)));

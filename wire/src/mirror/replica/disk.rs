@@ -15,6 +15,8 @@ impl Replica {
     pub(super) fn scanned(&mut self, seen: Vec<(RelPath, Option<Found>)>) {
         let mut files = Vec::new();
         let mut changed = Vec::new();
+        self.guard.looked();
+        self.plan |= self.guard.is_restored();
         for (path, found) in seen {
             self.saw(&path, found.as_ref(), &mut changed);
             if !matches!(found, Some(Found::Directory)) {

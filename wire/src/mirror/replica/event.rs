@@ -239,6 +239,17 @@ pub struct Row {
     pub left: bool,
 }
 
+/// A question that waits for an answer. It keeps its number over a restart when what it is about is the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// Grows with each.
+    pub id: u64,
+    /// For people.
+    pub text: String,
+    /// BLAKE3 of the paths that it is about.
+    pub paths: [u8; 32],
+}
+
 /// Everything a replica was when it was last made durable.
 #[derive(Debug, Clone, Default)]
 pub struct Saved {
@@ -248,6 +259,10 @@ pub struct Saved {
     pub revision: u64,
     /// The last proposal's.
     pub sequence: u64,
+    /// The last question's number.
+    pub questions: u64,
+    /// The question that was open.
+    pub asked: Option<Asked>,
     /// Paths not agreed on.
     pub rows: Vec<(RelPath, Row)>,
 }
@@ -263,12 +278,14 @@ pub struct Changes {
     pub revision: Option<u64>,
     /// Set when it changed.
     pub sequence: Option<u64>,
+    /// The last question's number and the open question, set when they changed.
+    pub asked: Option<(u64, Option<Asked>)>,
 }
 
 impl Changes {
     /// Whether there is nothing to make durable.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty() && self.rows.is_empty() && self.revision.is_none() && self.sequence.is_none()
+        self.entries.is_empty() && self.rows.is_empty() && self.revision.is_none() && self.sequence.is_none() && self.asked.is_none()
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use super::{InFlight, Output, Proposal, Question, Replica, Trouble, below, disk::HOT_AFTER};
+use super::{Asked, InFlight, Output, Proposal, Question, Replica, Trouble, below, disk::HOT_AFTER};
 use crate::{
     limits,
     mirror::{
@@ -32,8 +32,10 @@ const GUARD_MS: i64 = 60_000;
 /// Guards against deletions that nobody meant: an emptied folder, a lost mount.
 #[derive(Debug, Default)]
 pub(super) struct Guard {
-    pub(super) question: Option<Question>,
+    question: Option<Question>,
     questions: u64,
+    /// What was asked before a restart, until it is known what the disk looks like now.
+    before: Option<Before>,
     approved: BTreeSet<RelPath>,
     /// Since when deletions are counted, how many there were, and of how many entries at most.
     since_ms: Option<i64>,
@@ -41,7 +43,39 @@ pub(super) struct Guard {
     entries: usize,
 }
 
+/// A question from before a restart.
+#[derive(Debug)]
+struct Before {
+    asked: Asked,
+    /// It came before the deletions were found again.
+    answer: Option<bool>,
+    /// The disk was looked at.
+    looked: bool,
+}
+
 impl Guard {
+    pub(super) fn new(questions: u64, asked: Option<Asked>) -> Self {
+        let before = asked.map(|asked| Before { asked, answer: None, looked: false });
+        Self { questions, before, ..Self::default() }
+    }
+
+    /// The last question's number, and what is asked.
+    pub(super) fn asked(&self) -> (u64, Option<Asked>) {
+        let before = || self.before.as_ref().filter(|before| before.answer.is_none()).map(|before| before.asked.clone());
+        (self.questions, self.question.as_ref().map(|question| question.asked.clone()).or_else(before))
+    }
+
+    /// Something was asked before a restart.
+    pub(super) fn is_restored(&self) -> bool {
+        self.before.is_some()
+    }
+
+    pub(super) fn looked(&mut self) {
+        if let Some(before) = &mut self.before {
+            before.looked = true;
+        }
+    }
+
     pub(super) fn forget(&mut self, path: &RelPath) {
         self.approved.remove(path);
         if let Some(question) = &mut self.question {
@@ -65,7 +99,7 @@ impl Guard {
         let asked = self.question.as_ref().map_or(0, |question| question.paths.len());
         let deleted = self.deleted + asked + draft.deleted.len();
         let empties = draft.empties && self.entries >= GUARD_ROOT;
-        empties || deleted > GUARD_PATHS || (self.entries >= GUARD_ENTRIES && deleted * 2 > self.entries)
+        self.before.is_some() || empties || deleted > GUARD_PATHS || (self.entries >= GUARD_ENTRIES && deleted * 2 > self.entries)
     }
 }
 
@@ -141,6 +175,9 @@ impl Replica {
         if self.guard.trips(&draft, self.hub.len(), self.now_ms) && !draft.deleted.is_empty() {
             self.ask(draft.deleted);
             draft = self.draft();
+        } else if draft.deleted.is_empty() {
+            // All that was deleted before the restart is there again.
+            self.guard.before.take_if(|before| before.looked);
         }
         draft.ops.truncate(op::fitting(&draft.ops));
         self.guard.deleted += draft.deleted.len();
@@ -151,7 +188,8 @@ impl Replica {
             self.in_flight = Some(InFlight { proposal: proposal.clone(), paths });
             return Some(Output::Propose(proposal));
         }
-        self.out.pop_front()
+        // A question, or what an answer that came early brings back.
+        self.out.pop_front().or_else(|| self.next_jobs().map(Output::Apply))
     }
 
     fn draft(&self) -> Draft {
@@ -201,15 +239,27 @@ impl Replica {
     }
 
     fn ask(&mut self, deleted: Vec<RelPath>) {
-        self.guard.questions += 1;
-        let id = self.guard.questions;
         let mut paths: BTreeSet<RelPath> = deleted.into_iter().collect();
         if let Some(before) = self.guard.question.take() {
             paths.extend(before.paths);
         }
-        let text = format!("{} of {} entries were deleted here. Delete them everywhere?", paths.len(), self.hub.len());
-        self.out.push_back(Output::Question { id, text: text.clone() });
-        self.guard.question = Some(Question { id, text, paths });
+        let digest = digest(&paths);
+        let known = self.guard.before.take().filter(|before| before.asked.paths == digest);
+        let answer = known.as_ref().and_then(|known| known.answer);
+        let asked = known.map(|known| known.asked).unwrap_or_else(|| {
+            self.guard.questions += 1;
+            let text = format!("{} of {} entries were deleted here. Delete them everywhere?", paths.len(), self.hub.len());
+            Asked { id: self.guard.questions, text, paths: digest }
+        });
+        let id = asked.id;
+        if answer.is_none() {
+            self.out.push_back(Output::Question { id, text: asked.text.clone() });
+        }
+        self.guard.question = Some(Question { asked, paths });
+        if let Some(yes) = answer {
+            self.decided(id, yes);
+            self.settle();
+        }
     }
 
     pub(super) fn untracked(&mut self, paths: Vec<RelPath>) {
@@ -220,7 +270,10 @@ impl Replica {
     }
 
     pub(super) fn decided(&mut self, question: u64, yes: bool) {
-        let Some(question) = self.guard.question.take_if(|open| open.id == question) else { return };
+        if let Some(before) = self.guard.before.as_mut().filter(|before| before.asked.id == question) {
+            before.answer = Some(yes);
+        }
+        let Some(question) = self.guard.question.take_if(|open| open.asked.id == question) else { return };
         self.guard.since_ms = None;
         for path in question.paths {
             if yes {
@@ -249,6 +302,15 @@ impl Replica {
         let row = |path: &&RelPath| self.paths.get(path).map(|state| ((*path).clone(), (state.base, state.local)));
         covered.iter().filter_map(row).collect()
     }
+}
+
+fn digest(paths: &BTreeSet<RelPath>) -> [u8; 32] {
+    let mut hasher = blake3::Hasher::new();
+    for path in paths {
+        // No path holds a zero.
+        hasher.update(path.as_str().as_bytes()).update(&[0]);
+    }
+    hasher.finalize().into()
 }
 
 /// Nothing is below it.
