@@ -121,6 +121,7 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
                 }
                 Ok(())
             }),
+            show: Box::new(|_| {}),
             network: Arc::default(),
             max_retries: Some(5),
             lifecycle: lifecycle.clone(),

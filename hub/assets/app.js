@@ -67,6 +67,10 @@ async function drawMachines() {
     if (node.standing === "pending") state.append(approval(node));
     else if (node.presence.state === "offline" && node.presence.last_disconnect) state.append(` (${node.presence.last_disconnect.reason})`);
     else if (node.presence.state === "refused" && node.refusal) state.append(` (${node.refusal.reason})`);
+    else if (node.presence.path_reason) {
+      state.append(` (${node.presence.path}${node.presence.rtt_us ? `, ${(node.presence.rtt_us / 1000).toFixed(1)} ms` : ""})`);
+      state.title = node.presence.path_reason;
+    }
     cell(row, [node.capabilities.os_version || node.capabilities.os, node.capabilities.architecture].filter(Boolean).join(" · "));
   }
   show("no-machines", items.length === 0);

@@ -52,6 +52,8 @@ pub struct Config {
     pub relays: Vec<RelayEndpoint>,
     /// How they are reached.
     pub network: NetworkConfig,
+    /// Nodes that come directly.
+    pub direct: DirectConfig,
     /// How often, and how many at once.
     pub limits: LimitsConfig,
     /// Logs.
@@ -70,6 +72,16 @@ pub struct RelayConfig {
     pub address: Option<String>,
     /// A label.
     pub region: String,
+}
+
+/// Nodes that come directly.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DirectConfig {
+    /// The UDP address of the hub's own packets.
+    pub listen: SocketAddr,
+    /// What nodes are told beside what the hub finds out by itself.
+    pub address: Option<SocketAddr>,
 }
 
 /// How often, and how many at once.
@@ -101,6 +113,7 @@ impl Default for Config {
             relay: RelayConfig::default(),
             relays: Vec::new(),
             network: NetworkConfig::default(),
+            direct: DirectConfig::default(),
             limits: LimitsConfig::default(),
             log: LogConfig::default(),
         }
@@ -110,6 +123,12 @@ impl Default for Config {
 impl Default for RelayConfig {
     fn default() -> Self {
         Self { enabled: true, listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 4433)), address: None, region: String::new() }
+    }
+}
+
+impl Default for DirectConfig {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)), address: None }
     }
 }
 

@@ -38,6 +38,8 @@ pub enum Reservation {
     Full,
     /// It is not there.
     Offline,
+    /// It takes tasks only over a direct way, and there is none.
+    Indirect,
 }
 
 /// Why standard input did not reach a task.

@@ -229,6 +229,7 @@ fn bind(change: &mut Change<'_>, presence: &PresenceTable, mut invite: Invite, r
         agent: clean(&redeem.agent, limits::NAME_BYTES),
         capabilities: redeem.capabilities,
         policy: SandboxPolicy::default(),
+        path_policy: crate::record::PathPolicy::default(),
         ceiling: None,
         last_seen_at_ms: Some(now_ms),
         last_disconnect: None,

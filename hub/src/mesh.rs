@@ -8,12 +8,14 @@
 //! | [`admission`] | who may use a relay |
 //! | [`relays`] | the relay in this process, and links to others |
 //! | [`connection`] | one node's connection: proof, registration, heartbeat |
+//! | [`direct`] | introductions for a direct way to a node |
 //! | [`delivery`] | tasks on a node: slots, streams, output, results |
 //! | [`workspace`] | one stream for each workspace on a node |
 
 pub mod admission;
 pub mod connection;
 pub mod delivery;
+pub mod direct;
 pub mod relays;
 pub mod workspace;
 
@@ -28,6 +30,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use cortex_relay::Relay;
 use cortex_runtime::{
+    chunk::ChunkSource,
     clock,
     lifecycle::{Lifecycle, Parts},
     quic::{self, Prefix, Purpose},
@@ -74,6 +77,10 @@ pub struct NetworkOptions {
     pub relays: Vec<RelayEndpoint>,
     /// How they are reached.
     pub reach: Arc<reach::Network>,
+    /// Where packets of nodes that come directly are taken; port 0: any.
+    pub direct_listen: SocketAddr,
+    /// What nodes are told of it, beside what the hub finds out by itself.
+    pub direct_address: Option<SocketAddr>,
 }
 
 /// The relay in the hub's process.
@@ -97,6 +104,7 @@ pub struct Network {
     pub(crate) endpoint: Endpoint,
     pub(crate) socket: Arc<NodeSocket>,
     pub(crate) reach: Arc<reach::Network>,
+    direct_address: Option<SocketAddr>,
     /// Another number at every start: nodes learn that their old connections are gone.
     pub(crate) instance: u64,
     pub(crate) lifecycle: Lifecycle,
@@ -115,7 +123,8 @@ impl Network {
     /// When a port cannot be had.
     pub async fn start(hub: Arc<Hub>, options: NetworkOptions, lifecycle: Lifecycle, parts: &mut Parts) -> anyhow::Result<Arc<Self>> {
         let instance = u64::from_le_bytes(clock::random()).max(1);
-        let socket = NodeSocket::bind(Role::Hub).context("cannot open a UDP socket")?;
+        let socket = NodeSocket::bind_at(Role::Hub, options.direct_listen)
+            .with_context(|| format!("cannot open the UDP socket at {}; choose another `direct.listen`", options.direct_listen))?;
         let gatekeeper = Gatekeeper::new(hub.clone());
         let embedded = options.embedded.map(|embedded| embed(&hub, embedded, instance, &gatekeeper, &socket)).transpose()?;
         let route = Prefix::Route(Route::of(hub.id().key()));
@@ -135,6 +144,7 @@ impl Network {
             endpoint,
             socket,
             reach: options.reach,
+            direct_address: options.direct_address,
             instance,
             lifecycle: lifecycle.clone(),
             embedded,
@@ -187,8 +197,26 @@ impl Network {
         let _ = tokio::time::timeout(Duration::from_millis(500), self.endpoint.wait_idle()).await;
     }
 
+    /// The chunks of sessions, as their nodes see them.
+    pub(crate) fn chunks(&self) -> Arc<dyn ChunkSource> {
+        self.gatekeeper.chunks()
+    }
+
     pub(crate) fn node(&self, node: NodeId) -> Option<Arc<NodeHandle>> {
         lock(&self.nodes).get(&node).cloned()
+    }
+
+    /// Where relays elsewhere see this hub's packets come from.
+    fn observed(&self) -> Vec<SocketAddr> {
+        let mut observed: Vec<SocketAddr> = lock(&self.links).iter().filter_map(|link| link.observed(&self.socket)).collect();
+        observed.sort_unstable();
+        observed.dedup();
+        observed
+    }
+
+    /// Whether a relay is in this process.
+    pub(crate) fn is_own(&self, relay: Option<RelayId>) -> bool {
+        relay.is_some() && self.embedded.as_ref().map(|(own, _)| own.id()) == relay
     }
 
     /// Relays that nodes are told to use, most wanted first.

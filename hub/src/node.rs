@@ -19,7 +19,7 @@ use crate::{
     hub::Hub,
     presence::PresenceTable,
     record::{
-        Capabilities, Node, NodeRefusal, SandboxPolicy, Scope, Standing,
+        Capabilities, Node, NodeRefusal, PathPolicy, SandboxPolicy, Scope, Standing,
         tables::{NODE_NAMES, NODES, NODES_OF_USER, SESSIONS, SESSIONS_OF_NODE, SESSIONS_OF_USER},
     },
     session,
@@ -52,6 +52,8 @@ pub struct NodeUpdate {
     pub name: Option<String>,
     /// All its labels.
     pub labels: Option<BTreeMap<String, String>>,
+    /// Which ways its packets may go.
+    pub path_policy: Option<PathPolicy>,
 }
 
 /// What an enrolled node says when it connects.
@@ -116,6 +118,8 @@ pub(crate) fn tell(change: &mut Change<'_>, presence: &PresenceTable, node: &Nod
         "since_ms": now.since_ms,
         "relay": now.relay,
         "path": now.path,
+        "path_reason": now.path_reason,
+        "path_policy": node.path_policy,
         "standby": now.standby,
         "refusal": node.refusal,
         "last_disconnect": now.last_disconnect,
@@ -216,6 +220,14 @@ impl Hub {
         self.db.read(move |tx| NODES.get(tx, &id)).await
     }
 
+    /// Whether another node is in a session of this one, so that both want the same contents. For the mesh.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn shares_workspaces(&self, id: NodeId) -> Result<bool, StoreError> {
+        self.db.read(move |tx| Ok(sessions_of(tx, id)?.iter().any(|session| session.nodes.len() > 1))).await
+    }
+
     /// The nodes that the actor owns, that were shared with them, or that are attached to sessions they are in; by name.
     ///
     /// # Errors
@@ -277,7 +289,7 @@ impl Hub {
         .await
     }
 
-    /// Renames or relabels a node of the actor.
+    /// Renames or relabels a node of the actor, or says which ways its packets may go.
     ///
     /// # Errors
     /// [`Refused`].
@@ -289,6 +301,7 @@ impl Hub {
         }
         self.edit_node(actor, id, "node.update", move |change, node| {
             node.labels = labels.unwrap_or_else(|| node.labels.clone());
+            node.path_policy = update.path_policy.unwrap_or(node.path_policy);
             let Some(name) = name.filter(|name| *name != node.name) else { return Ok(()) };
             if NODE_NAMES.get(change.tx, &(node.owner, name.clone()))?.is_some() {
                 return Err(Refused::Invalid(format!("you already have a node called {name:?}")));

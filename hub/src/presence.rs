@@ -59,6 +59,8 @@ pub struct Presence {
     pub relay: Option<String>,
     /// "relay", "direct", "tcp".
     pub path: Option<String>,
+    /// Why it is that one, as the node says.
+    pub path_reason: Option<String>,
     /// End to end.
     pub rtt_us: Option<u64>,
     /// The relay that it holds ready, should that one fail.
@@ -89,6 +91,7 @@ struct Entry {
     last_seen_at_ms: i64,
     /// When that was last stored.
     stored_at_ms: i64,
+    path_reason: Option<String>,
     rtt_us: Option<u64>,
     standby: Option<(String, u64)>,
     health: Option<Health>,
@@ -115,6 +118,7 @@ impl Entry {
             since_ms: now_ms,
             last_seen_at_ms: now_ms,
             stored_at_ms: now_ms,
+            path_reason: None,
             rtt_us: None,
             standby: None,
             health: None,
@@ -167,6 +171,7 @@ impl PresenceTable {
             last_seen_at_ms,
             relay: connection.as_ref().and_then(|connection| connection.relay.clone()),
             path: connection.and_then(|connection| connection.path),
+            path_reason: entry.as_ref().and_then(|entry| entry.path_reason.clone()),
             rtt_us: entry.as_ref().and_then(|entry| entry.rtt_us),
             standby: entry.as_ref().and_then(|entry| Some(entry.standby.as_ref()?.0.clone())),
             standby_rtt_us: entry.as_ref().and_then(|entry| Some(entry.standby.as_ref()?.1)),
@@ -223,6 +228,7 @@ impl PresenceTable {
         let moved = differs(&way.0, &link.relay) || differs(&way.1, &link.path);
         let before = entry.reach(Standing::Active);
         entry.last_seen_at_ms = now_ms;
+        entry.path_reason = text(&report.path_reason);
         entry.rtt_us = Some(report.rtt_us).filter(|rtt| *rtt > 0).or(entry.rtt_us);
         entry.standby = text(&report.standby_id).map(|relay| (relay, report.standby_rtt_us));
         entry.health = Some(report.into());
@@ -301,7 +307,7 @@ impl Hub {
             if let Ok(Some((users, row))) = read.await {
                 let now = presence.of(&row);
                 let data = json!({
-                    "node_id": node, "state": now.state, "health": now.health, "rtt_us": now.rtt_us, "relay": now.relay, "path": now.path,
+                    "node_id": node, "state": now.state, "health": now.health, "rtt_us": now.rtt_us, "relay": now.relay, "path": now.path, "path_reason": now.path_reason,
                     "standby": now.standby, "standby_rtt_us": now.standby_rtt_us,
                 });
                 feeds.tell_live(users, now_ms, "node_health", data);

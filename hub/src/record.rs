@@ -139,6 +139,30 @@ pub enum Standing {
     Revoked,
 }
 
+/// Which ways a node's packets may go.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PathPolicy {
+    /// Directly where that works, else through a relay.
+    #[default]
+    Auto,
+    /// Tasks only while there is a direct way. The connection itself is still made through a relay, which sees sealed packets.
+    DirectOnly,
+    /// Through a relay; neither end sends the other a packet directly.
+    RelayOnly,
+}
+
+impl PathPolicy {
+    /// As nodes are told.
+    pub fn mode(self) -> schema::DirectMode {
+        match self {
+            Self::Auto => schema::DirectMode::Auto,
+            Self::DirectOnly => schema::DirectMode::DirectOnly,
+            Self::RelayOnly => schema::DirectMode::RelayOnly,
+        }
+    }
+}
+
 /// A peer as the hub sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Node {
@@ -169,6 +193,9 @@ pub struct Node {
     pub capabilities: Capabilities,
     /// What the hub wants it to allow.
     pub policy: SandboxPolicy,
+    /// Which ways its packets may go.
+    #[serde(default)]
+    pub path_policy: PathPolicy,
     /// What it reported of its own limits.
     #[serde(default)]
     pub ceiling: Option<SandboxPolicy>,

@@ -65,5 +65,6 @@ fn network_options(config: &Config, data_dir: &std::path::Path) -> anyhow::Resul
         None
     };
     let reach = reach::Network::new(&config.network).context("`network.proxy` in the configuration")?;
-    Ok(NetworkOptions { embedded, relays: config.relays.clone(), reach })
+    let (direct_listen, direct_address) = (config.direct.listen, config.direct.address);
+    Ok(NetworkOptions { embedded, relays: config.relays.clone(), reach, direct_listen, direct_address })
 }

@@ -115,6 +115,10 @@ pub(crate) fn attach(change: &mut Change<'_>, session: &mut Session, node: &Node
     session.nodes.push(node.id);
     SESSIONS_OF_NODE.insert(change.tx, &node.id, &session.id)?;
     change.regrouped(node.id);
+    if session.nodes.len() == 2 {
+        // The first one is not alone any more: who carries its chunks may be another.
+        change.regrouped(session.nodes[0]);
+    }
     change.event(session.id, "node_attached", json!({ "node_id": node.id, "name": node.name, "user_id": by }))?;
     change.audit("session.attach", &object(session.id), node.id.key().as_bytes())?;
     Ok(save(change, session, "node_attached")?)

@@ -57,6 +57,14 @@ pub enum TaskError {
         /// What it is called.
         name: String,
     },
+    /// The node takes tasks only over a direct way.
+    #[error("node {name:?} takes tasks only while its packets go directly (path_policy direct_only), and now they do not: {why}")]
+    NoDirectWay {
+        /// What it is called.
+        name: String,
+        /// Why they do not.
+        why: String,
+    },
     /// The node waits for approval, or was revoked.
     #[error("node {name:?} may not run tasks: {why}")]
     NodeNotActive {
@@ -92,6 +100,7 @@ impl Failure for TaskError {
             Self::AmbiguousNode { .. } => "ambiguous_node",
             Self::NotAttached => "node_not_attached",
             Self::NodeOffline { .. } => "node_offline",
+            Self::NoDirectWay { .. } => "no_direct_way",
             Self::NodeNotActive { .. } => "node_not_active",
             Self::Archived => "session_archived",
             Self::Malformed(_) => "malformed_task",
@@ -104,7 +113,7 @@ impl Failure for TaskError {
         match self {
             Self::NoNode | Self::AmbiguousNode { .. } | Self::NotAttached => Kind::Conflict,
             Self::NodeNotActive { .. } | Self::Archived | Self::IdempotencyConflict => Kind::Conflict,
-            Self::NodeOffline { .. } => Kind::Unavailable,
+            Self::NodeOffline { .. } | Self::NoDirectWay { .. } => Kind::Unavailable,
             Self::Malformed(_) => Kind::Invalid,
             Self::Refused(refused) => refused.kind(),
         }

@@ -134,12 +134,20 @@ pub async fn examine(subject: &Subject, probe: impl AsyncFn(&RelayEndpoint, Tran
         }
         server_time_ms = check_ways(&mut report, subject, relay, proxy.as_deref(), joined, &probe).await.or(server_time_ms);
     }
+    check_path(&mut report, subject);
     check_clock(&mut report, server_time_ms.map(|theirs| theirs - clock::now_ms()));
     check_disk(&mut report, "state", &subject.state_dir);
     check_disk(&mut report, "workspace", &subject.workspace_dir);
     check_sandbox(&mut report);
     check_user(&mut report, rustix::process::geteuid().is_root(), subject.allow_root);
     report
+}
+
+/// By which way a running peer's packets go.
+fn check_path(report: &mut Report, subject: &Subject) {
+    let Some(way) = state::way_in(&subject.state_dir) else { return };
+    let verdict = if way.path == "direct" { Verdict::Ok } else { Verdict::Info };
+    report.say("path", verdict, format!("{} (the relay is {})", way.why, way.relay), None);
 }
 
 fn check_membership(report: &mut Report, subject: &Subject) {

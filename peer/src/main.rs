@@ -325,6 +325,11 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         health: Box::new(move || health.report()),
         tasks: tasks.clone(),
         mirror: mirror.clone(),
+        show: {
+            let folder = state.path().to_owned();
+            state::show_way(&folder, None);
+            Box::new(move |way| state::show_way(&folder, way))
+        },
         remember: Box::new(remember(state, config, tasks.clone(), membership)),
         network: settings.network().or_exit(exit::USAGE)?,
         max_retries: settings.max_retries,
@@ -393,6 +398,7 @@ fn status(place: &Place, as_json: bool) -> Outcome {
     let record = state::record_in(&folder).or_exit(exit::FAILURE)?;
     let key = state::key_in(&folder).or_exit(exit::FAILURE)?.map(|key| key.public());
     let holder = state::holder_of(&folder);
+    let way = state::way_in(&folder);
     if as_json {
         let value = json!({
             "state_dir": folder,
@@ -401,6 +407,7 @@ fn status(place: &Place, as_json: bool) -> Outcome {
             "node_id": key.map(|key| key.to_string()),
             "fingerprint": key.map(|key| key.fingerprint()),
             "hub": record,
+            "way": way,
         });
         println!("{value}");
         return Ok(exit::OK);
@@ -418,10 +425,18 @@ fn status(place: &Place, as_json: bool) -> Outcome {
             for relay in &record.relays {
                 println!("relay        {}", relay.address);
             }
+            if let Some(way) = way {
+                println!("packets go   {}, {} ms\nbeside it    {}", way.why, millis(way.rtt_us), way.relay);
+            }
         }
         None => println!("hub          none; join one with: cortex-peer run --invite cxi1_…"),
     }
     Ok(exit::OK)
+}
+
+/// With one decimal.
+fn millis(micros: u64) -> String {
+    format!("{}.{}", micros / 1000, micros % 1000 / 100)
 }
 
 fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: bool) -> Outcome {

@@ -10,8 +10,10 @@
 //! | `links` | the links: what happens on them, and noticing that one has died |
 //! | `paths` | the rules: which relays are linked, and which one carries (pure) |
 //! | `uplink` | one link, from the dial to its end |
+//! | `direct` | the rules of a direct way to the hub (pure) |
 //! | `wake` | the machine has slept |
 
+mod direct;
 mod links;
 mod paths;
 pub mod session;
@@ -46,6 +48,7 @@ use crate::{
         uplink::Dialler,
     },
     mirror::Mirror,
+    state::Way,
     task::Tasks,
 };
 
@@ -61,6 +64,9 @@ const HUB_AWAY: Duration = Duration::from_secs(5);
 
 /// Keeps what a registration taught.
 pub type Remember = Box<dyn FnMut(&Registered) -> anyhow::Result<()> + Send>;
+
+/// Shows by which way packets go.
+pub type Show = Box<dyn FnMut(Option<&Way>) + Send>;
 
 /// What the network side needs.
 pub struct MeshOptions {
@@ -90,6 +96,8 @@ pub struct MeshOptions {
     pub mirror: Mirror,
     /// Called after each registration with what should be kept for the next start.
     pub remember: Remember,
+    /// Called with the way that packets go whenever that is another, and with nothing when there is no connection.
+    pub show: Show,
     /// How relays are reached.
     pub network: Arc<Network>,
     /// Tries in a row before giving up; `None`: never.
@@ -241,6 +249,7 @@ impl Mesh {
                 }
             };
             let ended = live.live(self).await;
+            (self.options.show)(None);
             match ended {
                 Ended::Stop => {
                     live.say_goodbye().await;
@@ -249,12 +258,14 @@ impl Mesh {
                 Ended::Hub(reason) => {
                     tracing::warn!(reason, "the connection to the hub has ended");
                     self.options.tasks.connected(false);
+                    self.links.parted().await;
                     live.end().await;
                     self.pause().await;
                 }
                 Ended::Restarted => {
                     tracing::info!("the hub was restarted; connecting to it again");
                     self.options.tasks.connected(false);
+                    self.links.parted().await;
                     live.end().await;
                     // All of its nodes hear of it at the same time.
                     let spread = self.links.view().borrow().spread;

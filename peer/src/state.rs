@@ -6,6 +6,7 @@
 //! | `hub.json` | which hub it belongs to, where that is, and the highest sequences seen, so that nothing rolls back |
 //! | `journal` | [`crate::journal`] |
 //! | `tasks/` | output of tasks that the hub has not collected |
+//! | `way.json` | by which way the running peer's packets go, for `cortex-peer status` |
 //! | `lock` | held by the running peer, with its process id |
 
 use std::{
@@ -121,6 +122,43 @@ impl From<&RelayRecord> for RelayEndpoint {
     fn from(relay: &RelayRecord) -> Self {
         Self { address: relay.address.clone(), id: relay.key, region: relay.region.clone() }
     }
+}
+
+/// By which way the packets of a running peer go to its hub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// "relay", "tcp", "direct".
+    pub path: String,
+    /// The relay that carries, or is held ready.
+    pub relay: String,
+    /// Why it is that way.
+    pub why: String,
+    /// To the hub and back, when that was written.
+    pub rtt_us: u64,
+}
+
+/// Shows by which way packets go, or that there is none. It is of no use after a crash, so it may be lost.
+pub fn show_way(folder: &Path, way: Option<&Way>) {
+    let (path, staged) = (way_path(folder), way_path(folder).with_extension("tmp"));
+    let shown = match way.map(serde_json::to_vec) {
+        Some(Ok(text)) => fs::write(&staged, text).and_then(|()| fs::rename(&staged, &path)),
+        Some(Err(error)) => Err(error.into()),
+        None if path.exists() => fs::remove_file(&path),
+        None => Ok(()),
+    };
+    if let Err(error) = shown {
+        tracing::debug!(%error, "cannot show which way packets go");
+    }
+}
+
+/// By which way the packets of the peer that holds `folder` go, if it runs and is connected.
+pub fn way_in(folder: &Path) -> Option<Way> {
+    holder_of(folder)?;
+    serde_json::from_slice(&fs::read(way_path(folder)).ok()?).ok()
+}
+
+fn way_path(folder: &Path) -> PathBuf {
+    folder.join("way.json")
 }
 
 /// The state folder, held by this process.
@@ -281,6 +319,20 @@ mod tests {
         for (file, mode) in [("", 0o700), ("node.key", 0o600), ("hub.json", 0o600), ("lock", 0o600)] {
             assert_eq!(fs::metadata(path.join(file)).unwrap().permissions().mode() & 0o777, mode, "{file}");
         }
+    }
+
+    #[test]
+    fn the_way_is_shown_while_the_peer_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        let way = Way { path: "direct".into(), relay: "hub.example:443".into(), why: "because".into(), rtt_us: 7 };
+        show_way(dir.path(), Some(&way));
+        assert_eq!(way_in(dir.path()), Some(way.clone()));
+        show_way(dir.path(), None);
+        assert_eq!(way_in(dir.path()), None);
+        show_way(dir.path(), Some(&way));
+        drop(state);
+        assert_eq!(way_in(dir.path()), None);
     }
 
     #[test]

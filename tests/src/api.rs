@@ -110,8 +110,10 @@ pub struct Presence {
     pub rtt_us: Option<u64>,
     /// The same through the standby.
     pub standby_rtt_us: Option<u64>,
-    /// What carries its packets: "relay", "tcp".
+    /// What carries its packets: "relay", "tcp", "direct".
     pub path: Option<String>,
+    /// Why it does.
+    pub path_reason: Option<String>,
     /// Its last heartbeat.
     pub health: Option<Value>,
     /// How its last connection ended.

@@ -3,9 +3,12 @@
 //! A function here returns nothing: it must come to an end on any input, without a panic. What it accepts is used, so that the code behind the decoder is
 //! reached as well.
 
+use std::time::Instant;
+
 use bytes::{Bytes, BytesMut};
 use cortex_runtime::packet;
 use cortex_wire::{
+    direct::{self, Heard, HubEnd, NodeEnd, Secret},
     frame,
     id::{HubId, NodeId, SessionId},
     invite::{self, RelayEndpoint},
@@ -24,9 +27,9 @@ use cortex_wire::{
     policy::{self, Policy},
     route,
     schema::{
-        ChunkOpen, ChunksStored, Enrolment, FromRelay, FromTask, FromWorkspace, HubFrame, HubHello, InviteProof, KeyPurpose, LinkAnswer,
-        LinkHello, NodeFrame, PackedBatch, RegistrationRequest, RelayAddress, SandboxPolicy, SidList, Signed, StreamOpen,
-        SyncConfiguration, TaskRequest, TaskResponse, ToRelay, ToTask, ToWorkspace,
+        ChunkOpen, ChunksStored, DirectOffer, DirectSearch, Enrolment, FromRelay, FromTask, FromWorkspace, HubFrame, HubHello, InviteProof,
+        KeyPurpose, LinkAnswer, LinkHello, NodeFrame, PackedBatch, RegistrationRequest, RelayAddress, SandboxPolicy, SidList, Signed,
+        StreamOpen, SyncConfiguration, TaskRequest, TaskResponse, ToRelay, ToTask, ToWorkspace,
     },
     task::{self, Gate, SequenceWindow},
     text, ticket,
@@ -37,7 +40,7 @@ use prost::Message;
 pub type Decoder = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Decoder; 11] = [
+pub const ALL: [Decoder; 12] = [
     ("frames", frames),
     ("invites", invites),
     ("tickets", tickets),
@@ -46,6 +49,7 @@ pub const ALL: [Decoder; 11] = [
     ("policies", policies),
     ("packets", packets),
     ("batches", batches),
+    ("probes", probes),
     ("texts", texts),
     ("workspaces", workspaces),
     ("chunks", chunks),
@@ -196,6 +200,25 @@ fn batches(bytes: &[u8]) {
     let packets: Vec<&[u8]> = batches.iter().flat_map(|batch| batch.data.chunks(batch.stride)).collect();
     assert_eq!(packets.iter().map(|packet| packet.len() + 2).sum::<usize>(), bytes.len());
     packets.into_iter().for_each(|packet| _ = route::destination(packet));
+}
+
+/// Probes of a direct way: nothing that was not made with the secret counts, and no answer is longer than what it answers.
+fn probes(bytes: &[u8]) {
+    let (secret, from, now) = (Secret::new(&[1; 32]), ([127, 0, 0, 1], 4000).into(), Instant::now());
+    let (mut hub, mut node) = (HubEnd::new(secret.clone()), NodeEnd::new(secret));
+    node.ping(from, bytes.len() == direct::LONG, now);
+    if let Heard::Answer(pong) = hub.hear(bytes, now) {
+        assert_eq!(pong.len(), bytes.len());
+        assert_eq!(hub.hear(bytes, now), Heard::Nothing);
+    }
+    if node.hear(from, bytes, now) != Heard::Nothing {
+        assert_eq!(node.hear(from, bytes, now), Heard::Nothing);
+    }
+    read_all::<DirectOffer>(bytes, limits::CONTROL_FRAME_BYTES);
+    read_all::<DirectSearch>(bytes, limits::CONTROL_FRAME_BYTES);
+    let named = DirectSearch::decode(bytes).unwrap_or_default().addresses;
+    let named = named.iter().filter_map(|named| named.address.parse().ok());
+    assert!(direct::worth_probing(named, &[], true).len() <= limits::DIRECT_ADDRESSES);
 }
 
 fn texts(bytes: &[u8]) {

@@ -40,8 +40,13 @@ pub struct HubOptions {
 }
 
 impl HubOptions {
-    /// A hub without a relay of its own, which uses this one.
+    /// A hub without a relay of its own, which uses this one, and nothing but this one.
     pub fn behind(relay: &Relay, root: &SecretKey) -> Self {
+        Self { settings: json!({"network": {"direct": false}}), ..Self::beside(relay, root) }
+    }
+
+    /// A hub without a relay of its own, which uses this one until a direct way is found.
+    pub fn beside(relay: &Relay, root: &SecretKey) -> Self {
         Self { no_relay: true, relays: vec![relay.endpoint.clone()], root: Some(root.clone()), ..Self::default() }
     }
 }

@@ -9,6 +9,7 @@
 //! | [`rogue`] | a node made by hand, which says what a peer would not |
 //! | [`decoders`] | everything that reads what strangers send, for the fuzzer |
 //! | [`net`] | networks of namespaces with NAT, and faults in them |
+//! | [`switch`] | delay, reordering, doubling and loss of datagrams, by a seed |
 //! | [`wait`] | waiting for something to become true, never longer than said |
 //!
 //! ```no_run
@@ -38,6 +39,7 @@ pub mod peer;
 pub mod program;
 pub mod relay;
 pub mod rogue;
+pub mod switch;
 pub mod wait;
 
 pub use anyhow::{Context, Result, bail, ensure};

@@ -6,7 +6,8 @@
 //! peer 10.2.0.2 ── router (NAT) 203.0.113.3 ──┘                    └── a machine elsewhere 203.0.113.20
 //! ```
 //! Both routers do what home routers do: what goes out is masqueraded, what nobody inside asked for is dropped. So hub and peer can
-//! meet at the relay and nowhere else; [`Lab::build`] proves that with datagrams before it hands the laboratory out.
+//! meet at the relay and nowhere else, unless both send first; [`Lab::build`] proves that with datagrams before it hands the laboratory out. Routers can be made to translate in other
+//! ways ([`Nat`]), and stand behind another one of their provider.
 
 use std::{
     fs::{self, File},
@@ -16,7 +17,7 @@ use std::{
     path::Path,
     process::{Command, Stdio},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     thread::{self, JoinHandle},
@@ -32,7 +33,7 @@ use tokio::sync::oneshot;
 
 /// What a machine needs for this.
 const NEEDS: &str = "this test builds networks of namespaces, for which it needs to be root and these packages: \
-                     apt-get install -y --no-install-recommends iproute2 nftables";
+                     apt-get install -y --no-install-recommends iproute2 nftables conntrack";
 /// Where `ip netns` keeps its namespaces.
 const NAMESPACES: &str = "/run/netns";
 /// How all of ours are called.
@@ -47,6 +48,45 @@ const PEER_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
 /// A machine on the internet that is not the relay.
 pub const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 const PEER_ROUTER_LATER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 4);
+/// Of the peer's second way to the internet.
+const UPLINK_ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 5);
+const UPLINK_PEER: Ipv4Addr = Ipv4Addr::new(10, 3, 0, 2);
+/// Between the peer's router and its provider's, when there is one.
+const CARRIER: Ipv4Addr = Ipv4Addr::new(100, 64, 0, 1);
+
+/// What a router lets in (RFC 3489's names).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nat {
+    /// Everything, to the one machine behind it.
+    FullCone,
+    /// What comes from an address that was spoken to.
+    AddressRestricted,
+    /// What comes from an address and port that was spoken to.
+    PortRestricted,
+    /// The same, and each of them sees another port.
+    Symmetric,
+}
+
+impl Nat {
+    /// As rules of nft for the router of `machine`.
+    fn rules(self, machine: Ipv4Addr) -> String {
+        let masquerade = if self == Self::Symmetric { "masquerade fully-random" } else { "masquerade" };
+        let inward = match self {
+            Self::FullCone => format!("iifname \"wan\" meta l4proto udp dnat to {machine}"),
+            Self::AddressRestricted => format!("iifname \"wan\" ip saddr @spoken meta l4proto udp dnat to {machine}"),
+            Self::PortRestricted | Self::Symmetric => String::new(),
+        };
+        format!(
+            "table ip nat {{\n set spoken {{\n type ipv4_addr;\n flags dynamic,timeout;\n timeout 60s;\n }}\n \
+             chain speak {{\n type filter hook forward priority -20;\n oifname \"wan\" update @spoken {{ ip daddr }}\n }}\n \
+             chain inward {{\n type nat hook prerouting priority -100;\n {inward}\n }}\n \
+             chain out {{\n type nat hook postrouting priority 100;\n oifname \"wan\" {masquerade}\n }}\n }}\n\
+             table ip filter {{\n chain pass {{\n type filter hook forward priority 0; policy drop;\n ct state established,related accept\n \
+             ct status dnat accept\n iifname \"lan\" accept\n }}\n \
+             chain own {{\n type filter hook input priority 0;\n iifname \"wan\" ct state new drop\n }}\n }}\n"
+        )
+    }
+}
 
 /// Where in the network a program runs.
 #[derive(Debug, Clone, Default)]
@@ -128,6 +168,10 @@ impl Namespace {
     /// What it complains about.
     pub fn nft(&self, rules: &str) -> Result<()> {
         execute(Command::new("ip").args(["netns", "exec", &self.name, "nft", "-f", "-"]), rules)
+    }
+
+    fn forget_connections(&self) -> Result<()> {
+        execute(Command::new("ip").args(["netns", "exec", &self.name, "conntrack", "-F"]), "")
     }
 
     fn forward(&self) -> Result<()> {
@@ -283,6 +327,8 @@ pub struct Lab {
     elsewhere: Arc<Namespace>,
     peer_router: Arc<Namespace>,
     peer: Arc<Namespace>,
+    /// What was added to the drawing later.
+    further: Mutex<Vec<Arc<Namespace>>>,
 }
 
 impl Lab {
@@ -305,6 +351,7 @@ impl Lab {
             elsewhere: Namespace::add("elsewhere")?,
             peer_router: Namespace::add("peer-router")?,
             peer: Namespace::add("peer")?,
+            further: Mutex::default(),
         };
         lab.internet.ip("link add switch type bridge")?;
         lab.internet.ip("link set switch up")?;
@@ -357,6 +404,113 @@ impl Lab {
     /// Behind the second router.
     pub fn peer(&self) -> Place {
         self.peer.place()
+    }
+
+    /// The peer's router translates in this way from now on, as after a restart.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn peer_nat(&self, nat: Nat) -> Result<()> {
+        self.peer_router.nft(&format!("flush ruleset\n{}", nat.rules(PEER)))?;
+        self.peer_router.forget_connections()
+    }
+
+    /// The hub's router translates in this way from now on, as after a restart.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn hub_nat(&self, nat: Nat) -> Result<()> {
+        self.hub_router.nft(&format!("flush ruleset\n{}", nat.rules(HUB)))?;
+        self.hub_router.forget_connections()
+    }
+
+    /// The peer's router forgets every connection, and goes on with the same addresses and ports.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub fn flush_connections(&self) -> Result<()> {
+        self.peer_router.forget_connections()
+    }
+
+    /// The peer's provider translates once more, between the peer's router and the internet.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn put_carrier(&self) -> Result<()> {
+        let carrier = Namespace::add("carrier")?;
+        self.peer_router.ip("link del wan")?;
+        self.plug(&carrier, "peer", PEER_ROUTER)?;
+        let [a, b, c, _] = CARRIER.octets();
+        cable(&carrier, "lan", &self.peer_router, "wan")?;
+        carrier.ip(&format!("addr add {CARRIER}/24 dev lan"))?;
+        self.peer_router.ip(&format!("addr add {a}.{b}.{c}.2/24 dev wan"))?;
+        self.peer_router.ip(&format!("route add default via {CARRIER}"))?;
+        carrier.forward()?;
+        carrier.nft(&Nat::PortRestricted.rules(Ipv4Addr::new(a, b, c, 2)))?;
+        self.keep(carrier);
+        Ok(())
+    }
+
+    /// The peer is carried to another network: another interface, another router, another address outside. The one before is gone.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn switch_uplink(&self) -> Result<()> {
+        let router = Namespace::add("uplink")?;
+        self.plug(&router, "uplink", UPLINK_ROUTER)?;
+        self.peer.ip("link del lan")?;
+        home(&self.peer, UPLINK_PEER, &router)?;
+        self.keep(router);
+        Ok(())
+    }
+
+    fn keep(&self, namespace: Arc<Namespace>) {
+        self.further.lock().unwrap_or_else(PoisonError::into_inner).push(namespace);
+    }
+
+    /// So many in a hundred packets of UDP are lost on the peer's way to the internet, and as many on the way back.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn lose(&self, percent: u32) -> Result<()> {
+        self.peer_router.nft(&format!(
+            "table ip fault {{\n chain pass {{\n type filter hook forward priority -10;\n \
+             meta l4proto udp numgen random mod 100 < {percent} counter drop\n }}\n }}\n"
+        ))
+    }
+
+    /// UDP between the peer and this address is dropped from now on, until [`Lab::heal_udp`].
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn cut_between_peer_and(&self, address: Ipv4Addr) -> Result<()> {
+        self.peer_router.nft(&format!(
+            "table ip fault {{\n chain pass {{\n type filter hook forward priority -10;\n \
+             meta l4proto udp ip daddr {address} counter drop\n meta l4proto udp ip saddr {address} counter drop\n }}\n }}\n"
+        ))
+    }
+
+    /// Begins to count packets between the peer and this address, those that are dropped among them; [`Lab::counted`] says how many there were.
+    ///
+    /// # Errors
+    /// When the rules cannot be changed.
+    pub fn count_between_peer_and(&self, address: Ipv4Addr) -> Result<()> {
+        self.peer_router.nft(&format!(
+            "table ip count {{\n counter seen {{ }}\n chain pass {{\n type filter hook forward priority -15;\n \
+             ip daddr {address} counter name seen\n ip saddr {address} counter name seen\n }}\n }}\n"
+        ))
+    }
+
+    /// See [`Lab::count_between_peer_and`].
+    ///
+    /// # Errors
+    /// When nothing is counted.
+    pub fn counted(&self) -> Result<u64> {
+        let mut list = Command::new("ip");
+        list.args(["netns", "exec", &self.peer_router.name, "nft", "list", "counter", "ip", "count", "seen"]);
+        let said = String::from_utf8(list.output()?.stdout)?;
+        let packets = said.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+        packets.and_then(|count| count.parse().ok()).with_context(|| format!("no count in {said:?}"))
     }
 
     /// The peer's router forgets every connection, and gives them other ports when they go on: what a router does that was restarted, or
@@ -432,7 +586,7 @@ impl Lab {
 }
 
 fn check_machine() -> Result<()> {
-    let tools = [("ip", "-V"), ("nft", "-v")];
+    let tools = [("ip", "-V"), ("nft", "-v"), ("conntrack", "-V")];
     let lacks = tools.into_iter().find(|(tool, version)| execute(Command::new(tool).arg(version), "").is_err());
     match lacks {
         Some((tool, _)) => bail!("there is no {tool} here; {NEEDS}"),
@@ -450,11 +604,7 @@ fn home(machine: &Namespace, address: Ipv4Addr, router: &Namespace) -> Result<()
     machine.ip(&format!("route add default via {gateway}"))?;
     router.ip(&format!("addr add {gateway}/24 dev lan"))?;
     router.forward()?;
-    router.nft(
-        "table ip nat {\n chain out {\n type nat hook postrouting priority 100;\n oifname \"wan\" masquerade\n }\n }\n\
-         table ip filter {\n chain pass {\n type filter hook forward priority 0; policy drop;\n ct state established,related accept\n \
-         iifname \"lan\" accept\n }\n chain own {\n type filter hook input priority 0;\n iifname \"wan\" ct state new drop\n }\n }\n",
-    )
+    router.nft(&Nat::PortRestricted.rules(address))
 }
 
 #[cfg(test)]

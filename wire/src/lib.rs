@@ -13,6 +13,7 @@
 //! | [`policy`] | what a node allows |
 //! | [`mirror`] | workspaces: entries, trees, changes, chunks |
 //! | [`route`] | connection ids as addresses |
+//! | [`direct`] | probes of a direct way between a node and its hub |
 //! | [`close`] | why a connection is closed |
 //! | [`frame`] | messages on a stream |
 //! | [`limits`] | every bound, with its reason |
@@ -20,6 +21,7 @@
 //! | [`text`] | strings that strangers supply |
 
 pub mod close;
+pub mod direct;
 pub mod frame;
 pub mod id;
 pub mod invite;

@@ -97,3 +97,13 @@ pub const STREAM_QUEUE_BYTES: usize = 256 * 1024;
 pub const STREAM_SOCKET_BYTES: usize = 256 * 1024;
 /// What a stream may bring before a link on it is admitted: a handshake and a hello, several times over.
 pub const STREAM_BEFORE_ADMISSION_BYTES: usize = 64 * 1024;
+/// Addresses at which one end says that the other might reach it directly, and that are tried.
+pub const DIRECT_ADDRESSES: usize = 8;
+/// Probes of one node that a hub answers in a second. A search for a way sends at most as many in a round.
+pub const DIRECT_PINGS_PER_SECOND: u32 = 64;
+/// How often a hub sends probes for one node to the addresses that it named: a round of them, again and again for four seconds.
+pub const DIRECT_ROUNDS_MS: [u64; 8] = [0, 50, 150, 300, 600, 1_200, 2_200, 3_500];
+/// A node that asks for them again sooner than after this time is not heard.
+pub const DIRECT_SEARCH_MS: u64 = 4_000;
+/// Addresses of one node from which a hub takes packets at a time.
+pub const DIRECT_SOURCES: usize = 4;

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     node::NodeUpdate,
-    record::{CommandRule, Mode, Node, SandboxPolicy},
+    record::{CommandRule, Mode, Node, PathPolicy, SandboxPolicy},
 };
 
 /// The routes.
@@ -82,9 +82,11 @@ struct NodeChanges {
     name: Option<String>,
     /// All its labels.
     labels: Option<BTreeMap<String, String>>,
+    /// Which ways its packets may go: "auto" (directly where that works), "direct_only", "relay_only".
+    path_policy: Option<PathPolicy>,
 }
 
-/// Renames or relabels a node.
+/// Renames or relabels a node, or says which ways its packets may go.
 #[utoipa::path(patch, path = "/api/nodes/{id}", tag = "nodes", params(("id" = String, Path)), request_body = NodeChanges, responses((status = 200, body = NodeView)))]
 async fn update_node(
     State(api): State<Arc<Api>>,
@@ -92,7 +94,7 @@ async fn update_node(
     Path(id): Path<NodeId>,
     Body(body): Body<NodeChanges>,
 ) -> Answer<NodeView> {
-    let update = NodeUpdate { name: body.name, labels: body.labels };
+    let update = NodeUpdate { name: body.name, labels: body.labels, path_policy: body.path_policy };
     view(&api, api.hub.update_node(&caller.actor, id, update).await?).await
 }
 

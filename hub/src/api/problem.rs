@@ -196,6 +196,9 @@ fn next_step(code: &str, kind: Kind) -> &'static str {
         "node_offline" => {
             "start cortex-peer on that machine (cortex-peer doctor finds what is wrong), or dispatch with queue_timeout_ms to wait for it"
         }
+        "no_direct_way" => {
+            "PATCH the node with path_policy auto, let its and the hub's firewall pass UDP to each other, or dispatch with queue_timeout_ms to wait"
+        }
         "no_stdin" => "dispatch with `stdin: true`",
         "stale_parent" => "read what is there now (current_hash), decide, and write again with its hash in If-Match",
         "already_exists" => "choose another path, or replace it with If-Match and its hash (current_hash)",

@@ -16,7 +16,7 @@ use crate::{
     hub::Hub,
     presence::Presence,
     record::{
-        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, Role,
+        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, PathPolicy, Role,
         SandboxPolicy, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage, User,
     },
     store::StoreError,
@@ -196,6 +196,8 @@ pub struct NodeView {
     pub standing: Standing,
     /// How it is there now.
     pub presence: Presence,
+    /// Which ways its packets may go.
+    pub path_policy: PathPolicy,
     /// When it was enrolled.
     pub created_at_ms: i64,
     /// When its owner confirmed it.
@@ -234,6 +236,7 @@ impl NodeView {
             labels: node.labels,
             standing: node.standing,
             presence,
+            path_policy: node.path_policy,
             created_at_ms: node.created_at_ms,
             approved_at_ms: node.approved_at_ms,
             invite_id: node.invite,

@@ -286,7 +286,13 @@ mod tests {
         let listen = ([127, 0, 0, 1], 0).into();
         let embedded = EmbeddedRelay { listen, address: "127.0.0.1:0".into(), key: key(99), region: String::new() };
         let (lifecycle, mut parts) = (Lifecycle::new(), Parts::new());
-        let options = NetworkOptions { embedded: Some(embedded), relays: vec![], reach: Arc::default() };
+        let options = NetworkOptions {
+            embedded: Some(embedded),
+            relays: vec![],
+            reach: Arc::default(),
+            direct_listen: ([0; 4], 0).into(),
+            direct_address: None,
+        };
         let network = Network::start(site.hub.clone(), options, lifecycle.clone(), &mut parts).await.unwrap();
         let relay = network.embedded().unwrap();
         let mut keys = Keys::new(session);

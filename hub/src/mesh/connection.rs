@@ -8,12 +8,12 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use cortex_runtime::{
-    clock,
+    chunk, clock, quic,
     stream::{FrameReader, FrameWriter, StreamError},
     tls,
 };
@@ -38,10 +38,10 @@ use crate::{
     failure::Failure as _,
     hub::{Hub, Reservation, lock},
     invite::Redeem,
-    mesh::{AGENT, Network, admission::Gatekeeper, delivery::Slots, workspace::Workspaces},
+    mesh::{AGENT, Network, admission::Gatekeeper, delivery::Slots, direct::Introducer, workspace::Workspaces},
     node::Registration,
     presence,
-    record::{Capabilities, Node, SandboxPolicy, Standing},
+    record::{Capabilities, Node, PathPolicy, SandboxPolicy, Standing},
 };
 
 /// A node that is connected. Everybody else talks to it through this.
@@ -69,8 +69,17 @@ pub(crate) struct State {
     /// Whether tasks may go there: the node is active, and was heard of lately.
     pub(crate) ready: bool,
     pub(crate) policy: Policy,
+    /// It takes tasks only over a direct way, and there is none.
+    pub(crate) held: bool,
     relay: Option<RelayId>,
     standby: Option<RelayId>,
+}
+
+impl State {
+    /// Whether a task may go to the node now.
+    pub(crate) fn takes_tasks(&self) -> bool {
+        self.ready && !self.held
+    }
 }
 
 impl std::fmt::Debug for NodeHandle {
@@ -103,12 +112,17 @@ impl NodeHandle {
 
     /// See [`crate::hub::Mesh::reserve`].
     pub fn reserve(&self) -> Reservation {
-        let ready = lock(&self.state).ready;
+        let (ready, held) = {
+            let state = lock(&self.state);
+            (state.takes_tasks(), state.held)
+        };
         let mut slots = lock(&self.slots);
         if ready && slots.take() {
             Reservation::Slot
         } else if ready || slots.is_registering() {
             Reservation::Full
+        } else if held {
+            Reservation::Indirect
         } else {
             Reservation::Offline
         }
@@ -168,6 +182,7 @@ struct Caller {
     reader: FrameReader<RecvStream>,
     writer: FrameWriter<SendStream>,
     request: RegistrationRequest,
+    introducer: Introducer,
 }
 
 /// Why a node may not stay.
@@ -195,7 +210,15 @@ impl Caller {
         if request.version != PROTOCOL_VERSION || request.boot_nonce.len() != 32 || request.inventory.len() > limits::INVENTORY_ENTRIES {
             return Err(ConnectionError::Version);
         }
-        Ok(Self { network: network.clone(), connection: connection.clone(), node, reader, writer, request })
+        Ok(Self {
+            network: network.clone(),
+            connection: connection.clone(),
+            node,
+            reader,
+            writer,
+            request,
+            introducer: Introducer::default(),
+        })
     }
 
     async fn live(mut self) -> Result<(), ConnectionError> {
@@ -269,7 +292,7 @@ impl Caller {
             boot_nonce: self.request.boot_nonce.clone(),
             slots: Mutex::new(Slots::new(slots)),
             retired: Arc::default(),
-            state: Mutex::new(State { ready: false, policy: Policy::new(policy), relay, standby: None }),
+            state: Mutex::new(State { ready: false, policy: Policy::new(policy), held: false, relay, standby: None }),
             workspaces: Workspaces::default(),
             changed: Notify::new(),
             regrouped: Notify::new(),
@@ -291,6 +314,7 @@ impl Caller {
         let connection =
             presence::Connection { id: handle.number, relay: relay.map(|relay| relay.to_string()), path: Some("relay".into()) };
         // Before anybody is told: whoever hears that the node is online may send it a task at once.
+        self.hold(&handle, &record);
         handle.set_ready(active);
         hub.node_online(self.node, connection.clone()).await?;
         tracing::info!(node = ?self.node, name = record.name, standing = ?record.standing, "a node is connected");
@@ -299,6 +323,8 @@ impl Caller {
             // What was attached meanwhile is in the store already.
             handle.regroup_workspaces().await?;
         }
+        // Over a direct way the node fetches and stores chunks on this connection.
+        tokio::spawn(chunk::serve_all(self.connection.clone(), network.chunks(), Some(self.node)));
         let reason = self.keep_in_touch(&handle, record, &connection).await;
         drop(guard);
         hub.node_offline(self.node, handle.number, &reason).await?;
@@ -317,6 +343,9 @@ impl Caller {
         let hub = self.network.hub.clone();
         let mut news = self.network.news.follow();
         news.mark_changed();
+        if let Err(reason) = self.introduce(handle, &record).await {
+            return reason;
+        }
         loop {
             tokio::select! {
                 frame = self.reader.next::<NodeFrame>() => {
@@ -339,6 +368,7 @@ impl Caller {
                             let ack = HubFrame { frame: Some(hub_frame::Frame::HealthAck(health.sequence)) };
                             if let Err(error) = self.writer.send(&ack).await { return self.reason(&error) }
                             let standby = health.standby_id.parse().ok();
+                            let relay = handle.relay();
                             let other = {
                                 let mut state = lock(&handle.state);
                                 state.relay = health.relay_id.parse().ok().or(state.relay);
@@ -347,6 +377,8 @@ impl Caller {
                             // Its link came about by the relay's asking, or by a ticket of who knows when.
                             if other && let Err(reason) = self.renew_tickets(handle).await { return reason }
                             hub.node_health(self.node, handle.number, &health);
+                            self.hold(handle, &record);
+                            if handle.relay() != relay && let Err(reason) = self.introduce(handle, &record).await { return reason }
                         }
                         Some(node_frame::Frame::Capabilities(capabilities)) => {
                             let registration = Registration {
@@ -357,6 +389,10 @@ impl Caller {
                             };
                             if let Err(error) = hub.register_node(self.node, registration).await { return error.to_string() }
                         }
+                        Some(node_frame::Frame::Direct(search)) => {
+                            self.introducer.search(&search, Instant::now());
+                            if let Err(reason) = self.introduce(handle, &record).await { return reason }
+                        }
                         Some(node_frame::Frame::Goodbye(goodbye)) => {
                             handle.close(CloseCode::Done);
                             return format!("the peer said goodbye: {}", text::clean(&goodbye.reason, limits::NAME_BYTES));
@@ -365,7 +401,11 @@ impl Caller {
                     }
                 }
                 () = handle.changed.notified() => match self.on_change(handle).await {
-                    Ok(changed) => record = changed,
+                    Ok(changed) => {
+                        record = changed;
+                        self.hold(handle, &record);
+                        if let Err(reason) = self.introduce(handle, &record).await { return reason }
+                    }
                     Err(reason) => return reason,
                 },
                 () = handle.regrouped.notified() => {
@@ -376,10 +416,12 @@ impl Caller {
                     {
                         return reason;
                     }
+                    if let Err(reason) = self.introduce(handle, &record).await { return reason }
                 }
                 Ok(()) = news.changed() => {
                     let told = news.borrow_and_update().clone();
                     if let Err(reason) = self.send(hub_frame::Frame::Relays(told)).await { return reason }
+                    if let Err(reason) = self.introduce(handle, &record).await { return reason }
                 }
                 _ = tickets.tick() => if let Err(reason) = self.renew_tickets(handle).await { return reason },
                 () = &mut quiet, if !silent => {
@@ -394,6 +436,29 @@ impl Caller {
                 }
             }
         }
+    }
+
+    /// Tells an active node where the hub might be reached directly, when that is something new.
+    async fn introduce(&mut self, handle: &NodeHandle, record: &Node) -> Result<(), String> {
+        if record.standing != Standing::Active {
+            return Ok(());
+        }
+        let own_relay = self.network.is_own(handle.relay());
+        let shared = self.network.hub.shares_workspaces(self.node).await.map_err(|error| error.to_string())?;
+        if let Some(offer) = self.introducer.offer(&self.network, record.path_policy, own_relay, shared) {
+            self.send(hub_frame::Frame::Direct(offer)).await?;
+        }
+        self.introducer.stand_by(&self.network, &self.connection);
+        Ok(())
+    }
+
+    /// A node that takes tasks only over a direct way is given none while it has none.
+    fn hold(&self, handle: &Arc<NodeHandle>, record: &Node) {
+        let is_direct = self.network.socket.is_direct(self.connection.remote_address());
+        if is_direct {
+            quic::carry_chunks(&self.connection, limits::CHUNK_STREAMS);
+        }
+        handle.hold(record.path_policy == PathPolicy::DirectOnly && !is_direct && !self.network.is_own(handle.relay()));
     }
 
     /// Sends the node fresh tickets for the relays that it has links to.

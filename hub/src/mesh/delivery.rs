@@ -215,7 +215,7 @@ impl NodeHandle {
 
     /// See [`crate::hub::Mesh::deliver`].
     pub fn deliver(self: &Arc<Self>, task: Task, leased: bool) {
-        let ready = lock(&self.state).ready;
+        let ready = lock(&self.state).takes_tasks();
         let mut slots = lock(&self.slots);
         if let Some(late) = &mut slots.late {
             late.push((task, leased));
@@ -241,11 +241,22 @@ impl NodeHandle {
     /// Whether tasks may go to the node from now on. Those that waited for that go at once.
     pub(crate) fn set_ready(self: &Arc<Self>, ready: bool) -> bool {
         let before = std::mem::replace(&mut lock(&self.state).ready, ready);
-        if ready {
+        self.wake_waiting();
+        before
+    }
+
+    /// Whether the node is there and is given no tasks all the same, because it takes them only over a direct way.
+    pub(crate) fn hold(self: &Arc<Self>, held: bool) {
+        if std::mem::replace(&mut lock(&self.state).held, held) && !held {
+            self.wake_waiting();
+        }
+    }
+
+    fn wake_waiting(self: &Arc<Self>) {
+        if lock(&self.state).takes_tasks() {
             let next = lock(&self.slots).take_waiting();
             next.into_iter().for_each(|task| self.lease_and_run(task));
         }
-        before
     }
 
     /// See [`crate::hub::Mesh::cancel`].

@@ -4,6 +4,7 @@
 //! [`LEAVING`], so that its nodes can move.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -13,11 +14,13 @@ use cortex_runtime::{
     clock::Backoff,
     link::{self, Link, LinkError},
     reach,
+    socket::{Carrier, NodeSocket},
 };
 use cortex_wire::{
     close::CloseCode,
     id::NodeId,
     invite::RelayEndpoint,
+    route::RelayTag,
     schema::{AdmissionAnswer, FromRelay, HubCredential, RelayNews, RelaySight, ToRelay, from_relay, link_hello::Credential, to_relay},
     text,
 };
@@ -56,6 +59,8 @@ struct Live {
     rtt: Option<Duration>,
     frames: Option<mpsc::Sender<ToRelay>>,
     connection: Option<quinn::Connection>,
+    /// Where it sees the hub's packets come from.
+    observed: Option<SocketAddr>,
 }
 
 impl RelayLink {
@@ -77,6 +82,12 @@ impl RelayLink {
     fn update(&self, change: impl FnOnce(&mut Live)) {
         change(&mut lock(&self.live));
         self.news.see(self.sight());
+    }
+
+    /// Where the relay sees the hub's packets come from. Behind a tunnel, it sees something else than UDP.
+    pub(crate) fn observed(&self, socket: &NodeSocket) -> Option<SocketAddr> {
+        let by_udp = matches!(socket.carrier(RelayTag::of(self.relay.id.key())), Some(Carrier::Udp(_)));
+        lock(&self.live).observed.filter(|_| by_udp)
     }
 
     pub(crate) fn status(&self, nodes: u64) -> RelayStatus {
@@ -160,6 +171,7 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
         rtt: Some(connection.rtt()),
         frames: Some(frames.clone()),
         connection: Some(connection.clone()),
+        observed: welcome.observed_address.parse().ok(),
     };
     link.update(|live| *live = up);
     // Ends with the connection.

@@ -224,7 +224,7 @@ impl Hub {
             return Err(TaskError::Malformed("queue_timeout_ms is at most seven days".into()));
         }
         let repeat = idempotency_key.map(|key| Repeat::new(actor, session, key, &request)).transpose()?;
-        let (actor, mesh, outputs) = (actor.clone(), self.mesh().cloned(), self.outputs.clone());
+        let (actor, mesh, outputs, presence) = (actor.clone(), self.mesh().cloned(), self.outputs.clone(), self.presence.clone());
         self.change(actor.subject(), move |change| {
             let session = session::used_by(change.tx, &actor, Scope::Dispatch, session)?;
             if let Some(task) = repeat.as_ref().map(|repeat| repeat.find(change.tx, change.now_ms)).transpose()?.flatten() {
@@ -238,6 +238,10 @@ impl Hub {
             let slot = mesh.clone().filter(|_| reservation == Reservation::Slot).map(|mesh| Slot { mesh, node: node.id, used: false });
             if reservation == Reservation::Offline && request.queue_timeout_ms == 0 {
                 return Err(TaskError::NodeOffline { name: node.name });
+            }
+            if reservation == Reservation::Indirect && request.queue_timeout_ms == 0 {
+                let why = presence.of(&node).path_reason.unwrap_or_default();
+                return Err(TaskError::NoDirectWay { name: node.name, why });
             }
             let task = new_task(&actor, session.id, node.id, request, slot.is_some(), change.now_ms);
             let id = task.id;

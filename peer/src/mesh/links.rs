@@ -2,26 +2,38 @@
 //!
 //! [`Paths`] decides, [`Uplink`]s do, and this task stands between: it hears what happens on the links, watches whether what is sent is answered, and shows the rest of the mesh a [`View`].
 //!
+//! A direct way to the hub ([`DirectPath`]) takes over from home, which stays linked to take over again.
+//!
 //! How a dead home is noticed: what is sent to the hub stays unanswered for 100 ms (longer where the round trip is longer), so all links are pinged. When home's relay has said nothing after 200 ms
-//! more and another one has answered, home is given up and that one takes over at once. When none answers, the fault is nearer than the relays, and moving would not help.
+//! more and another one has answered, home is given up and that one takes over at once. When none answers, the fault is nearer than the relays, and moving would not help. A direct way is
+//! watched in the same manner; any relay's answer speaks against it.
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use cortex_runtime::{chunk::ChunkClient, clock, link::LinkError};
+use cortex_runtime::{
+    chunk::ChunkClient,
+    clock,
+    direct::{News, Paired, own_addresses},
+    link::LinkError,
+    quic,
+    socket::Carrier,
+};
 use cortex_wire::{
     close::CloseCode,
     id::RelayId,
     invite::{self, RelayEndpoint},
     limits,
     route::RelayTag,
-    schema::{Drain, HubState, Invite, RelayNews, Signed, Ticket, link_hello::Credential},
+    schema::{DirectAddress, DirectKind, DirectOffer, Drain, HubState, Invite, RelayNews, Signed, Ticket, link_hello::Credential},
     text,
 };
 use prost::Message as _;
+use quinn::Connection;
 use tokio::{
     sync::{mpsc, watch},
     time::sleep_until,
@@ -30,6 +42,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     MeshError,
+    direct::{self, DirectPath},
     paths::{Paths, Sight, Step},
     uplink::{Dialler, Ended, Order, Told, Uplink, Welcomed},
     wake::ClockWatch,
@@ -77,6 +90,12 @@ pub(crate) struct View {
     pub(crate) spread: Duration,
     /// When home's relay last answered.
     pub(crate) answered: Option<Instant>,
+    /// Packets go directly, and not by home.
+    pub(crate) is_direct: bool,
+    /// Why they do, or why not.
+    pub(crate) why: String,
+    /// How often a direct way was looked for, and where this node may be then.
+    pub(crate) search: (u64, Vec<DirectAddress>),
     /// The links are given up.
     pub(crate) gave_up: Option<GaveUp>,
 }
@@ -117,6 +136,17 @@ enum Command {
     Ping,
     Unheard,
     Healthy,
+    Paired(Pairing),
+    Parted,
+    Offered(DirectOffer),
+}
+
+/// What a direct way needs of a connection to the hub.
+#[derive(Debug)]
+pub(crate) struct Pairing {
+    pub(crate) connection: Connection,
+    pub(crate) paired: Arc<Paired>,
+    pub(crate) news: mpsc::Receiver<News>,
 }
 
 /// The way to the task that keeps the links. It ends with this value.
@@ -157,6 +187,21 @@ impl Links {
         let _ = self.commands.send(Command::Enrolled).await;
     }
 
+    /// There is a connection to the hub, for which a direct way may be looked for.
+    pub(crate) async fn paired(&self, pairing: Pairing) {
+        let _ = self.commands.send(Command::Paired(pairing)).await;
+    }
+
+    /// There is none any more.
+    pub(crate) async fn parted(&self) {
+        let _ = self.commands.send(Command::Parted).await;
+    }
+
+    /// Where the hub might be.
+    pub(crate) async fn offered(&self, offer: DirectOffer) {
+        let _ = self.commands.send(Command::Offered(offer)).await;
+    }
+
     /// The node has been connected for a while: tries are counted anew.
     pub(crate) fn healthy(&self) {
         let _ = self.commands.try_send(Command::Healthy);
@@ -180,8 +225,15 @@ enum Watch {
     Quiet,
     /// Something was sent; it should be answered at this time.
     Waiting(Instant),
-    /// The links were pinged, `home` among them; they should answer until `until`.
-    Pinged { home: RelayId, at: Instant, until: Instant, another_answers: bool },
+    /// Everything was pinged, what carries among it; it should answer until `until`.
+    Pinged { carries: Way, at: Instant, until: Instant, another_answers: bool },
+}
+
+/// By which way packets go to the hub.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Relay(RelayId),
+    Direct,
 }
 
 /// A link.
@@ -200,6 +252,10 @@ struct Keeper {
     events: mpsc::Receiver<(u64, Told)>,
     tell: mpsc::Sender<(u64, Told)>,
     view: watch::Sender<View>,
+    direct: DirectPath,
+    pairing: Option<Pairing>,
+    /// The last round trip of the direct way.
+    direct_rtt: Duration,
     watch: Watch,
     /// The hub did not answer, and home was pinged for it then.
     unheard: Option<Instant>,
@@ -211,9 +267,13 @@ impl Keeper {
     fn new(options: LinksOptions, view: watch::Sender<View>) -> Self {
         let (tell, events) = mpsc::channel(QUEUE);
         let paths = Paths::new(&options.relays, options.invite.is_some(), Instant::now());
+        let direct = DirectPath::new(options.dialler.network.allows_direct());
         Self {
             options,
             paths,
+            direct,
+            pairing: None,
+            direct_rtt: Duration::ZERO,
             held: HashMap::new(),
             tickets: HashMap::new(),
             events,
@@ -235,7 +295,8 @@ impl Keeper {
         loop {
             self.act();
             let now = Instant::now();
-            let (plan_at, look_at) = (self.paths.wake_at(now), self.look_at(now));
+            let plan_at = self.paths.wake_at(now).into_iter().chain(self.direct.wake_at()).min();
+            let look_at = self.look_at(now);
             tokio::select! {
                 Some((number, told)) = self.events.recv() => self.hear(number, told),
                 command = commands.recv() => match command {
@@ -246,6 +307,7 @@ impl Keeper {
                 () = until(look_at) => self.look(),
                 () = until(plan_at) => {}
                 () = clock.jumped() => self.wake(),
+                news = probed(&mut self.pairing) => self.probed(news),
             }
         }
     }
@@ -259,6 +321,9 @@ impl Keeper {
                 Step::Close(relay, code) => self.close(relay, code),
                 Step::Activate(relay) => self.activate(relay),
             }
+        }
+        for step in self.direct.plan(clock::jitter(), now) {
+            self.step_directly(step);
         }
         self.show(now);
     }
@@ -281,16 +346,104 @@ impl Keeper {
     }
 
     fn activate(&mut self, relay: RelayId) {
-        let Some(Held { relay, welcomed: Some(welcomed), .. }) = self.held.get(&relay) else { return };
+        let Some(Held { relay, welcomed: Some(_), .. }) = self.held.get(&relay) else { return };
         self.options.dialler.socket.activate(RelayTag::of(relay.id.key()));
-        self.options.mirror.set_chunks(Some(Arc::new(ChunkClient::new(welcomed.connection.clone()))));
-        tracing::info!(relay = relay.address, "packets to the hub go by this relay now");
+        let is_direct = self.direct.way().is_some();
+        tracing::info!(relay = relay.address, is_direct, "packets to the hub go by this relay now, unless they go directly");
+        self.moved();
+    }
+
+    fn step_directly(&mut self, step: direct::Step) {
+        let Some(Pairing { paired, .. }) = &self.pairing else { return };
+        match step {
+            direct::Step::Announce => {
+                tracing::debug!(candidates = ?self.direct.named(), "looking for a direct way to the hub");
+                let addresses = self.own_addresses();
+                self.view.send_modify(|view| view.search = (view.search.0 + 1, addresses));
+            }
+            direct::Step::Ping { to, long } => paired.probe(to, long),
+            direct::Step::Use(way) => {
+                paired.activate(Some(way));
+                if let Some(pairing) = &self.pairing {
+                    quic::carry_chunks(&pairing.connection, 0);
+                }
+                tracing::info!(hub = %way, why = %self.direct.why(), "packets to the hub go directly now");
+                self.moved();
+            }
+            direct::Step::Leave => {
+                paired.activate(None);
+                tracing::info!(why = %self.direct.why(), "packets to the hub go by the relay again");
+                self.moved();
+            }
+        }
+    }
+
+    /// Packets go another way: the hub has to hear from this node by it.
+    fn moved(&mut self) {
         self.watch = Watch::Quiet;
         self.unheard = None;
+        self.set_chunks();
+        let is_direct = self.direct.way().is_some();
         self.view.send_modify(|view| {
             view.epoch += 1;
             view.answered = None;
+            view.is_direct = is_direct;
         });
+    }
+
+    /// Chunks go the way that packets go, or by home.
+    fn set_chunks(&self) {
+        let directly = self.pairing.as_ref().filter(|_| self.direct.takes_chunks()).map(|pairing| &pairing.connection);
+        let home = self.paths.home().and_then(|home| self.held.get(&home.id)?.welcomed.as_ref());
+        let connection = directly.or(home.map(|welcomed| &welcomed.connection));
+        self.options.mirror.set_chunks(connection.map(|connection| Arc::new(ChunkClient::new(connection.clone())) as _));
+    }
+
+    /// Where the hub might find this node.
+    fn own_addresses(&self) -> Vec<DirectAddress> {
+        let named = |address: SocketAddr, kind: DirectKind| DirectAddress { address: address.to_string(), kind: kind.into() };
+        let seen = self.seen_addresses();
+        let own = self.machine_addresses().into_iter().filter(|own| !seen.contains(own)).map(|own| named(own, DirectKind::Own));
+        own.chain(seen.iter().map(|seen| named(*seen, DirectKind::Observed))).take(limits::DIRECT_ADDRESSES).collect()
+    }
+
+    fn machine_addresses(&self) -> Vec<SocketAddr> {
+        let Ok(port) = self.options.dialler.endpoint.local_addr().map(|address| address.port()) else { return Vec::new() };
+        let towards: Vec<SocketAddr> = self.options.dialler.socket.relay_addresses().into_iter().chain(self.direct.named()).collect();
+        own_addresses(&towards).into_iter().map(|ip| SocketAddr::new(ip, port)).collect()
+    }
+
+    /// What relays see. Behind a tunnel, they see something else than UDP.
+    fn seen_addresses(&self) -> Vec<SocketAddr> {
+        let socket = &self.options.dialler.socket;
+        let by_udp = |relay: &RelayId| matches!(socket.carrier(RelayTag::of(relay.key())), Some(Carrier::Udp(_)));
+        let linked = self.held.iter().filter(|(relay, _)| by_udp(relay)).filter_map(|(_, held)| held.welcomed.as_ref());
+        let mut seen: Vec<SocketAddr> = linked.filter_map(|welcomed| welcomed.observed.parse().ok()).collect();
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    /// This machine may be in another network than before.
+    fn look_around(&mut self, now: Instant) {
+        if self.pairing.is_some() && self.direct.is_wanted() {
+            let mut own = self.machine_addresses();
+            own.extend(self.seen_addresses());
+            self.direct.own_addresses(own, now);
+        }
+    }
+
+    /// A probe has come.
+    fn probed(&mut self, news: News) {
+        match news {
+            News::Opened(from) => self.direct.opened(from),
+            News::Answered { from, rtt, long } => {
+                if self.direct.way().is_none_or(|way| way == from) {
+                    self.direct_rtt = rtt;
+                }
+                self.direct.answered(from, long, Instant::now());
+            }
+        }
     }
 
     /// Wakes whoever looks only when something is different.
@@ -301,7 +454,9 @@ impl Keeper {
         let standby = self.paths.standby(now).map(|relay| relay.id);
         let standby = standby.map(|relay| (relay, self.paths.round_trip(relay, now).unwrap_or_default()));
         let mut lost_all = false;
+        let why = self.direct.why();
         self.view.send_if_modified(|view| {
+            view.why = why.to_string();
             let was = view.home.as_ref().map(|home| (home.relay.id, home.hub_online));
             let changed = was != home.as_ref().map(|(relay, _)| (relay.id, hub_online));
             lost_all = was.is_some() && home.is_none();
@@ -311,7 +466,7 @@ impl Keeper {
             changed || other_standby
         });
         if lost_all {
-            self.options.mirror.set_chunks(None);
+            self.set_chunks();
         }
     }
 
@@ -351,6 +506,7 @@ impl Keeper {
         held.welcomed = Some(welcomed);
         self.paths.linked(relay, instance != 0, now);
         self.hub_is(instance, 0);
+        self.look_around(now);
     }
 
     fn hub(&mut self, relay: RelayId, state: &HubState) {
@@ -374,7 +530,9 @@ impl Keeper {
         self.paths.sample(relay, now.saturating_duration_since(sent), now);
         let is_home = self.paths.home().is_some_and(|home| home.id == relay);
         if is_home {
-            self.watch = Watch::Quiet;
+            if self.direct.way().is_none() {
+                self.watch = Watch::Quiet;
+            }
             // Without waking anybody: it is looked at when the hub has not answered.
             self.view.send_if_modified(|view| {
                 view.answered = Some(now);
@@ -385,8 +543,8 @@ impl Keeper {
                 self.paths.doubt_home(now);
             }
         }
-        if let Watch::Pinged { home, at, another_answers, .. } = &mut self.watch
-            && relay != *home
+        if let Watch::Pinged { carries, at, another_answers, .. } = &mut self.watch
+            && Way::Relay(relay) != *carries
             && sent >= *at
         {
             *another_answers = true;
@@ -394,7 +552,7 @@ impl Keeper {
     }
 
     fn ended(&mut self, relay: RelayId, ended: Ended, now: Instant) {
-        if self.paths.home().is_some_and(|home| home.id == relay) {
+        if self.carries() == Some(Way::Relay(relay)) {
             self.watch = Watch::Quiet;
         }
         let Some(held) = self.held.remove(&relay) else { return };
@@ -450,11 +608,32 @@ impl Keeper {
                 self.options.invite = None;
                 self.paths.enrolled();
             }
-            Command::Ping => self.ping(),
+            Command::Ping => {
+                self.ping();
+                self.look_around(now);
+            }
             Command::Healthy => self.tries = 0,
+            Command::Unheard if self.direct.way().is_some() => self.direct.silent(clock::jitter(), now),
             Command::Unheard => {
                 self.unheard = Some(now);
                 self.ping();
+            }
+            Command::Paired(pairing) => self.pairing = Some(pairing),
+            Command::Parted => {
+                let was_direct = self.direct.way().is_some();
+                self.direct.parted();
+                self.pairing = None;
+                if was_direct {
+                    self.moved();
+                }
+            }
+            Command::Offered(offer) => {
+                let chunks = self.direct.takes_chunks();
+                self.direct.offered(offer, now);
+                self.look_around(now);
+                if self.direct.takes_chunks() != chunks {
+                    self.set_chunks();
+                }
             }
         }
     }
@@ -491,12 +670,21 @@ impl Keeper {
         for held in self.held.values().filter(|held| held.welcomed.is_some()) {
             held.uplink.order(Order::Ping);
         }
+        if let (Some(pairing), Some(way)) = (&self.pairing, self.direct.way()) {
+            pairing.paired.probe(way, false);
+        }
+    }
+
+    fn carries(&self) -> Option<Way> {
+        let direct = self.direct.way().map(|_| Way::Direct);
+        direct.or_else(|| self.paths.home().map(|home| Way::Relay(home.id)))
     }
 
     /// The machine has slept: everybody is asked at once, and nothing that failed before is waited for.
     fn wake(&mut self) {
         tracing::info!("the clock has jumped; looking whether everybody is still there");
         self.paths.fresh_start(Instant::now());
+        self.direct.start_over(Instant::now());
         self.ping();
         self.view.send_modify(|view| view.woken += 1);
     }
@@ -504,26 +692,29 @@ impl Keeper {
     /// Looks whether what was sent is answered by now; see the head of this module.
     fn look(&mut self) {
         let now = Instant::now();
-        let Some(home) = self.paths.home().map(|home| home.id) else {
+        let Some(carries) = self.carries() else {
             self.watch = Watch::Quiet;
             return;
         };
-        let rtt = self.paths.round_trip(home, now).unwrap_or_default();
+        let rtt = match carries {
+            Way::Relay(home) => self.paths.round_trip(home, now).unwrap_or_default(),
+            Way::Direct => self.direct_rtt,
+        };
         let Some(since) = self.options.dialler.socket.silence().since() else {
             self.watch = Watch::Quiet;
             return;
         };
         self.watch = match self.watch {
-            Watch::Pinged { home: pinged, at, until, another_answers } if pinged == home && since <= at => {
+            Watch::Pinged { carries: pinged, at, until, another_answers } if pinged == carries && since <= at => {
                 if now >= until && another_answers {
-                    self.fail_over(home, now);
+                    self.fail_over(carries, now);
                     return;
                 }
                 self.watch
             }
             _ if now >= since + (rtt * 2).clamp(ANSWER, LONGEST) => {
                 self.ping();
-                Watch::Pinged { home, at: now, until: now + (rtt * 3).clamp(PING, LONGEST), another_answers: false }
+                Watch::Pinged { carries, at: now, until: now + (rtt * 3).clamp(PING, LONGEST), another_answers: false }
             }
             _ => Watch::Waiting(since + (rtt * 2).clamp(ANSWER, LONGEST)),
         };
@@ -538,13 +729,29 @@ impl Keeper {
         }
     }
 
-    fn fail_over(&mut self, home: RelayId, now: Instant) {
+    fn fail_over(&mut self, carries: Way, now: Instant) {
+        self.watch = Watch::Quiet;
+        let Way::Relay(home) = carries else {
+            tracing::warn!("the direct way does not answer and a relay does; going back to it");
+            self.direct.silent(clock::jitter(), now);
+            return;
+        };
         tracing::warn!(relay = self.address(home), "the relay does not answer and another one does; moving to it");
         if let Some(held) = self.held.remove(&home) {
             held.uplink.order(Order::Close(CloseCode::Silent));
         }
         self.paths.lost(home, Duration::ZERO, clock::jitter(), now);
-        self.watch = Watch::Quiet;
+    }
+}
+
+/// What a probe has taught, when there is somebody to send any.
+async fn probed(pairing: &mut Option<Pairing>) -> News {
+    match pairing {
+        Some(pairing) => match pairing.news.recv().await {
+            Some(news) => news,
+            None => std::future::pending().await,
+        },
+        None => std::future::pending().await,
     }
 }
 

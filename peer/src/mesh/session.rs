@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cortex_runtime::{
-    clock, quic,
+    clock,
+    direct::Paired,
+    quic,
     stream::{FrameReader, FrameWriter, StreamError},
     tls,
 };
@@ -21,8 +23,8 @@ use cortex_wire::{
     limits,
     route::Route,
     schema::{
-        Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, RelayNews, StreamOpen, SyncConfiguration,
-        hub_frame, node_frame, stream_open::Open,
+        DirectSearch, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, RelayNews, StreamOpen,
+        SyncConfiguration, hub_frame, node_frame, stream_open::Open,
     },
     text,
 };
@@ -34,10 +36,11 @@ use tokio::{
 
 use super::{
     AGENT, KeySequences, Mesh, Registered, closed,
-    links::{Home, View},
+    links::{Home, Pairing, View},
 };
 use crate::{
     mirror::Mirror,
+    state::Way,
     task::{self, Tasks},
 };
 
@@ -110,6 +113,8 @@ pub(crate) struct Session {
     acknowledged: u64,
     /// What was kept of this registration.
     registered: Option<Registered>,
+    /// The way that was shown last.
+    shown: Option<Way>,
 }
 
 impl Mesh {
@@ -171,6 +176,7 @@ impl Mesh {
             sequence: 0,
             acknowledged: 0,
             registered: None,
+            shown: None,
         };
         session.configure(self, &configuration, &hello, sequences).await?;
         Ok(session)
@@ -223,6 +229,8 @@ impl Session {
         let relays = registered.relays.iter().map(RelayEndpoint::to_message).collect();
         mesh.links.news(RelayNews { relays, seen: Vec::new() }).await;
         self.registered = Some(registered);
+        let (paired, news) = Paired::node(&mesh.dialler.socket, tls::direct_secret(&self.connection)?);
+        mesh.links.paired(Pairing { connection: self.connection.clone(), paired, news }).await;
         self.apply(mesh, configuration).await
     }
 
@@ -296,6 +304,7 @@ impl Session {
         let mut view = mesh.links.view();
         let known = |view: &View| (view.epoch, view.woken, view.standby.map(|(relay, _)| relay));
         let mut way = known(&view.borrow_and_update());
+        let mut searched = view.borrow().search.0;
         let mut answer = Answer::Here;
         loop {
             tokio::select! {
@@ -317,6 +326,10 @@ impl Session {
                 Ok(()) = view.changed() => {
                     let now = view.borrow_and_update().clone();
                     if now.instance != 0 && now.instance != self.instance { return Ended::Restarted }
+                    if std::mem::replace(&mut searched, now.search.0) != now.search.0 {
+                        let search = DirectSearch { addresses: now.search.1.clone() };
+                        if let Err(error) = self.send(node_frame::Frame::Direct(search)).await { return Ended::Hub(error.to_string()) }
+                    }
                     let before = std::mem::replace(&mut way, known(&now));
                     if way == before { continue }
                     // Packets go another way: the hub learns it from this one, and sends by it.
@@ -388,6 +401,10 @@ impl Session {
                 mesh.options.mirror.forget(&left);
                 Ok(false)
             }
+            Some(hub_frame::Frame::Direct(offer)) => {
+                mesh.links.offered(offer).await;
+                Ok(false)
+            }
             Some(hub_frame::Frame::Drain(_)) | None => Ok(false),
         }
     }
@@ -400,8 +417,24 @@ impl Session {
         report.relay_id = view.home.as_ref().map(|home| home.relay.id.to_string()).unwrap_or_default();
         report.rtt_us = micros(self.connection.rtt());
         (report.standby_id, report.standby_rtt_us) = view.standby.map(|(relay, rtt)| (relay.to_string(), micros(rtt))).unwrap_or_default();
-        report.path = view.home.as_ref().map_or("relay", |home| mesh.dialler.path(&home.relay)).into();
+        let by_relay = || view.home.as_ref().map_or("relay", |home| mesh.dialler.path(&home.relay));
+        report.path = if view.is_direct { "direct" } else { by_relay() }.into();
+        report.path_reason.clone_from(&view.why);
+        let relay = view.home.as_ref().map(|home| home.relay.address.clone()).unwrap_or_default();
+        self.show(mesh, Way { path: report.path.clone(), relay, why: view.why.clone(), rtt_us: report.rtt_us });
         self.send(node_frame::Frame::Health(report)).await
+    }
+
+    /// Shows the way when it is another, or much longer or shorter.
+    fn show(&mut self, mesh: &mut Mesh, way: Way) {
+        let same = |shown: &Way| {
+            let apart = shown.rtt_us.abs_diff(way.rtt_us);
+            (&shown.path, &shown.relay, &shown.why) == (&way.path, &way.relay, &way.why) && apart * 4 <= shown.rtt_us
+        };
+        if !self.shown.as_ref().is_some_and(same) {
+            (mesh.options.show)(Some(&way));
+            self.shown = Some(way);
+        }
     }
 
     async fn send(&mut self, frame: node_frame::Frame) -> Result<(), StreamError> {

@@ -11,6 +11,7 @@
 //! | [`relay`] | relays in processes of their own |
 //! | [`failover`] | two relays, of which one dies, stops or comes back |
 //! | [`nat`] | hub and peer behind routers, and networks that change |
+//! | [`direct`] | packets that go past the relays |
 //! | [`tunnel`] | networks that let no UDP through, proxies, web servers in front of relays |
 //! | [`invite`] | who may join, and who may not |
 //! | [`false_hub`] | orders that the hub never gave |
@@ -22,6 +23,7 @@
 mod chunk;
 mod crash;
 mod decoders;
+mod direct;
 mod failover;
 mod false_hub;
 mod hostile;

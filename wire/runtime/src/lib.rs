@@ -12,6 +12,7 @@
 //! | [`telemetry`] | logs |
 //! | [`link`] | the client's side of a link to a relay |
 //! | [`quic`] | QUIC set-up |
+//! | [`direct`] | direct packets through a node's socket |
 //! | [`silence`] | whether what is sent is answered |
 //! | [`socket`] | the one socket under all of a node's connections |
 //! | [`udp`] | UDP over IPv4 and IPv6 as one socket |
@@ -23,6 +24,7 @@
 pub mod chunk;
 pub mod clock;
 pub mod config;
+pub mod direct;
 pub mod keyfile;
 pub mod lifecycle;
 pub mod link;

@@ -13,7 +13,7 @@ use std::{
 use cortex_wire::{
     ALPN_LINK, ALPN_MESH,
     key::{PublicKey, SecretKey},
-    limits::LARGEST_PACKET_BYTES,
+    limits::{self, LARGEST_PACKET_BYTES},
     route::{CID_LEN, INITIAL_CID_LEN, RelayTag, Route},
 };
 use quinn::{
@@ -190,7 +190,7 @@ fn transport(purpose: Purpose, packet_bytes: u16) -> TransportConfig {
     config.congestion_controller_factory(Arc::new(cubic));
     match purpose {
         Purpose::Mesh => {
-            config.stream_receive_window(VarInt::from_u32(4 << 20));
+            config.stream_receive_window(VarInt::from_u32(MESH_STREAM_WINDOW));
             config.receive_window(VarInt::from_u32(16 << 20));
             config.send_window(16 << 20);
             // The control stream, and one stream for each task; a peer raises the number to its slots.
@@ -214,6 +214,9 @@ pub fn allow_streams(connection: &quinn::Connection, streams: u32) {
     connection.set_max_concurrent_bi_streams(VarInt::from_u32(streams));
 }
 
+/// What one stream of an end-to-end connection may bring before it is read.
+const MESH_STREAM_WINDOW: u32 = 4 << 20;
+
 /// What one stream of a link may bring before it is read.
 const LINK_STREAM_WINDOW: u32 = 2 << 20;
 
@@ -226,6 +229,15 @@ pub fn widen(connection: &quinn::Connection, theirs: u32, ours: u32) {
     connection.set_send_window(SEND_WINDOW);
     // And the link's own, which is open from the beginning.
     allow_streams(connection, theirs + 1);
+}
+
+/// Opens an end-to-end connection for chunks, over a direct way. `theirs`: streams that the other side opens for them at a time; a hub's other streams are its own.
+pub fn carry_chunks(connection: &quinn::Connection, theirs: u32) {
+    // Each of them may stand still at its window, and there is still room for tasks.
+    connection.set_receive_window(VarInt::from_u32((limits::CHUNK_STREAMS + 4).saturating_mul(MESH_STREAM_WINDOW)));
+    if theirs > 0 {
+        allow_streams(connection, theirs);
+    }
 }
 
 /// Makes a widened link speak at once, so that the other end learns of a new way to it: quinn has no ping of its own, but a larger window is told. `times`

@@ -5,7 +5,6 @@
 //! end-to-end connection go on; the relay sees a link that has moved.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -27,6 +26,7 @@ use tokio::{
 
 use crate::{
     clock::Backoff,
+    direct::own_addresses,
     link::{self, AbortOnDrop, Link, LinkError},
     proxy::{Proxies, ProxyError},
     quic,
@@ -63,11 +63,13 @@ pub struct NetworkConfig {
     pub no_proxy: Option<String>,
     /// How soon UDP is tried again while TCP is used; later tries double it.
     pub udp_retry_s: u32,
+    /// Whether hub and node may send each other packets directly, where that works.
+    pub direct: bool,
 }
 
 impl Default for NetworkConfig {
     fn default() -> Self {
-        Self { transport: Transport::Auto, proxy: None, no_proxy: None, udp_retry_s: 30 }
+        Self { transport: Transport::Auto, proxy: None, no_proxy: None, udp_retry_s: 30, direct: true }
     }
 }
 
@@ -90,6 +92,7 @@ pub struct Network {
     transport: Transport,
     proxies: Proxies,
     udp_retry: Duration,
+    direct: bool,
 }
 
 impl Network {
@@ -100,7 +103,13 @@ impl Network {
     pub fn new(config: &NetworkConfig) -> Result<Arc<Self>, ProxyError> {
         let proxies = Proxies::new(config.proxy.as_deref(), config.no_proxy.as_deref(), |name| std::env::var(name).ok())?;
         let udp_retry = Duration::from_secs(config.udp_retry_s.max(1).into());
-        Ok(Arc::new(Self { transport: config.transport, proxies, udp_retry }))
+        let direct = config.direct && config.transport != Transport::Tcp;
+        Ok(Arc::new(Self { transport: config.transport, proxies, udp_retry, direct }))
+    }
+
+    /// Whether packets may go directly between hub and node.
+    pub fn allows_direct(&self) -> bool {
+        self.direct
     }
 
     /// The proxies.
@@ -111,7 +120,7 @@ impl Network {
 
 impl Default for Network {
     fn default() -> Self {
-        Self { transport: Transport::Auto, proxies: Proxies::none(), udp_retry: Duration::from_secs(30) }
+        Self { transport: Transport::Auto, proxies: Proxies::none(), udp_retry: Duration::from_secs(30), direct: true }
     }
 }
 
@@ -335,9 +344,10 @@ impl Keeper {
     }
 
     /// Waits until packets went out twice and none came in, and says how many had come in before.
-    async fn silence(&self) -> u64 {
+    async fn silence(&mut self) -> u64 {
+        let connection = self.connection.clone();
         let look = || {
-            let stats = self.connection.stats();
+            let stats = connection.stats();
             (stats.udp_tx.datagrams, stats.udp_rx.datagrams)
         };
         let (mut answered_at, mut heard) = look();
@@ -349,6 +359,9 @@ impl Keeper {
                 (answered_at, heard, unanswered) = (sent, received, 0);
             } else if sent > answered_at {
                 unanswered += 1;
+                // What went out may have been an acknowledgement, which nobody answers: something that is answered goes after it.
+                self.moves += 1;
+                quic::nudge(&self.connection, self.streams, self.moves);
             }
             if unanswered >= 2 {
                 return heard;
@@ -359,17 +372,10 @@ impl Keeper {
 
 /// Waits until this machine would send from another address: somebody has carried it to another network.
 async fn address_changed() {
-    let before = own_addresses();
-    while own_addresses() == before {
+    let before = own_addresses(&[]);
+    while own_addresses(&[]) == before {
         sleep(ADDRESS).await;
     }
-}
-
-/// What the kernel would send from, to anywhere on the internet; no packet leaves for that.
-fn own_addresses() -> [Option<IpAddr>; 2] {
-    // Addresses for documentation: nobody has them, and routes lead there as to anybody.
-    let (v4, v6) = (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
-    [link::own_address(&(v4, 9).into()), link::own_address(&(v6, 9).into())]
 }
 
 /// When UDP is tried again: ever more seldom, with some jitter.

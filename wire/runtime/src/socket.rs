@@ -8,7 +8,8 @@
 //!
 //! - Outgoing packets for a relay's own endpoint (their connection id says so) go to that relay.
 //! - Outgoing end-to-end packets go by the *active* path of a peer, or by the path that the virtual address names on a hub.
-//! - Incoming packets from anywhere but a known carrier are dropped here.
+//! - Once a direct way has been proved ([`crate::direct`]), a peer's end-to-end packets go by it instead; a hub knows a node that comes directly by its real address.
+//! - Incoming packets from anywhere but a known carrier or a proved direct address are dropped here.
 //!
 //! Path errors end here: for QUIC they are loss. Only this module knows quinn's socket trait, which changes in 0.12.
 
@@ -31,6 +32,7 @@ use quinn::{
 };
 
 use crate::{
+    direct::{self, Direct},
     packet::Inbox,
     silence::Silence,
     tunnel::{self, Tunnel},
@@ -149,7 +151,8 @@ pub struct NodeSocket {
     inbox: Arc<Inbox>,
     paths: RwLock<Vec<Path>>,
     active: AtomicUsize,
-    /// Of the active path.
+    direct: Direct,
+    /// Of the way that end-to-end packets go.
     silence: Silence,
 }
 
@@ -159,9 +162,31 @@ impl NodeSocket {
     /// # Errors
     /// When no socket can be had.
     pub fn bind(role: Role) -> io::Result<Arc<Self>> {
-        let udp = Udp::bind((Ipv4Addr::UNSPECIFIED, 0).into())?;
+        Self::bind_at(role, (Ipv4Addr::UNSPECIFIED, 0).into())
+    }
+
+    /// A socket at this address, without paths yet.
+    ///
+    /// # Errors
+    /// When the address cannot be had.
+    pub fn bind_at(role: Role, address: SocketAddr) -> io::Result<Arc<Self>> {
+        let udp = Udp::bind(address)?;
         let inbox = Arc::new(Inbox::new(INBOX_BYTES));
-        Ok(Arc::new(Self { role, udp, inbox, paths: RwLock::default(), active: AtomicUsize::new(0), silence: Silence::default() }))
+        let (paths, active, direct, silence) = (RwLock::default(), AtomicUsize::new(0), Direct::default(), Silence::default());
+        Ok(Arc::new(Self { role, udp, inbox, paths, active, direct, silence }))
+    }
+
+    pub(crate) fn direct(&self) -> &Direct {
+        &self.direct
+    }
+
+    pub(crate) fn send_probe(&self, transmit: &Transmit<'_>) {
+        direct::send(&self.udp, transmit);
+    }
+
+    /// Whether an address that quinn shows is a node's own: it comes directly.
+    pub fn is_direct(&self, address: SocketAddr) -> bool {
+        self.direct.knows(&address)
     }
 
     /// Where tunnels leave what they bring.
@@ -199,6 +224,13 @@ impl NodeSocket {
         self.change(tag, |relay| relay.former = None);
     }
 
+    /// Where packets to relays go over UDP.
+    pub fn relay_addresses(&self) -> Vec<SocketAddr> {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let carriers = paths.iter().filter_map(|path| path.relay()?.carrier.as_ref());
+        carriers.filter_map(|carrier| if let Carrier::Udp(address) = carrier { Some(*address) } else { None }).collect()
+    }
+
     /// What carries packets to the relay with this tag.
     pub fn carrier(&self, tag: RelayTag) -> Option<Carrier> {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
@@ -231,11 +263,13 @@ impl NodeSocket {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = paths.iter().position(|path| path.has_tag(tag)) {
             self.active.store(index, Ordering::Relaxed);
-            self.silence.heard();
+            if self.direct.active().is_none() {
+                self.silence.heard();
+            }
         }
     }
 
-    /// Whether what a peer sends end to end by its active path is answered.
+    /// Whether what a peer sends end to end, by its active path or directly, is answered.
     pub fn silence(&self) -> &Silence {
         &self.silence
     }
@@ -311,6 +345,12 @@ impl AsyncUdpSocket for NodeSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if let Some(way) = self.direct_way(transmit) {
+            return match self.udp.try_send(&Transmit { destination: way, src_ip: transmit.src_ip, ..borrowed(transmit) }) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(error),
+                _ => Ok(()),
+            };
+        }
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         let Some((index, path)) = self.outgoing(&paths, transmit).and_then(|index| Some((index, paths.get(index)?))) else { return Ok(()) };
         let sent = match path {
@@ -318,13 +358,7 @@ impl AsyncUdpSocket for NodeSocket {
             Path::Relay(relay) => {
                 let on_trial = transmit.destination == self.trial_address(index);
                 match if on_trial { &relay.trial } else { &relay.carrier } {
-                    Some(Carrier::Udp(address)) => self.udp.try_send(&Transmit {
-                        destination: *address,
-                        ecn: transmit.ecn,
-                        contents: transmit.contents,
-                        segment_size: transmit.segment_size,
-                        src_ip: None,
-                    }),
+                    Some(Carrier::Udp(address)) => self.udp.try_send(&Transmit { destination: *address, ..borrowed(transmit) }),
                     Some(Carrier::Tunnel(tunnel)) => {
                         tunnel.send(transmit);
                         Ok(())
@@ -367,15 +401,18 @@ impl AsyncUdpSocket for NodeSocket {
             Poll::Pending => return Poll::Pending,
         };
         let active = self.active.load(Ordering::Relaxed);
-        for (nth, m) in meta[..received].iter_mut().enumerate() {
-            match self.incoming(&paths, &m.addr).filter(|_| nth < tunnelled || !tunnel::is_virtual(&m.addr)) {
+        let directly = self.direct.active();
+        for (nth, (buffer, m)) in bufs.iter_mut().zip(&mut meta[..received]).enumerate() {
+            let is_virtual = tunnel::is_virtual(&m.addr);
+            match self.incoming(&paths, &m.addr).filter(|_| nth < tunnelled || !is_virtual) {
                 Some((index, address)) => {
-                    if index == active {
+                    if index == active && directly.is_none() {
                         self.silence.heard();
                     }
                     relabel(m, address);
                 }
-                None => m.len = 0, // quinn skips empty ones
+                None if is_virtual || nth < tunnelled => m.len = 0, // quinn skips empty ones
+                None => self.take_direct(buffer, m, directly),
             }
         }
         Poll::Ready(Ok(received))
@@ -412,10 +449,47 @@ impl NodeSocket {
         })
     }
 
+    /// Where an end-to-end packet goes directly, if it does.
+    fn direct_way(&self, transmit: &Transmit<'_>) -> Option<SocketAddr> {
+        match self.role {
+            Role::Hub => Some(transmit.destination).filter(|to| self.direct.knows(to)),
+            Role::Peer => {
+                let way = self.direct.active()?;
+                // Links stay where they are, and a connection begins through a relay.
+                let end_to_end = matches!(destination(transmit.contents), Some(Destination::Route(_)));
+                let way = (end_to_end && cortex_wire::direct::is_short_header(transmit.contents)).then_some(way)?;
+                self.silence.sent();
+                Some(way)
+            }
+        }
+    }
+
+    /// What came from an address that is no relay's.
+    fn take_direct(&self, buffer: &mut [u8], meta: &mut RecvMeta, way: Option<SocketAddr>) {
+        if way == Some(meta.addr) {
+            self.silence.heard();
+        }
+        self.direct.receive(buffer, meta, |answer| self.send_probe(answer));
+        if self.role == Role::Peer {
+            relabel(meta, self.virtual_address(0));
+        }
+    }
+
     fn least(&self, own: usize, of_port: impl Fn(&Arc<dyn Port>) -> usize) -> usize {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         let ports = paths.iter().filter_map(Path::port).map(of_port);
         ports.chain([own]).min().unwrap_or(1)
+    }
+}
+
+/// The same packets, from whatever address of this machine.
+fn borrowed<'a>(transmit: &Transmit<'a>) -> Transmit<'a> {
+    Transmit {
+        destination: transmit.destination,
+        ecn: transmit.ecn,
+        contents: transmit.contents,
+        segment_size: transmit.segment_size,
+        src_ip: None,
     }
 }
 

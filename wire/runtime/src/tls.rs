@@ -4,7 +4,10 @@
 
 use std::sync::Arc;
 
-use cortex_wire::key::{PublicKey, SecretKey};
+use cortex_wire::{
+    direct::Secret,
+    key::{PublicKey, SecretKey},
+};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureAlgorithm, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -19,6 +22,9 @@ const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0
 
 /// Label of the TLS exporter that an enrolment signs.
 const EXPORTER_LABEL: &[u8] = b"EXPERIMENTAL cortex-mesh/1 enrol";
+
+/// Label of the TLS exporter from which the keys of direct probes are made.
+const DIRECT_LABEL: &[u8] = b"EXPERIMENTAL cortex-mesh/1 direct";
 
 /// A server that speaks `alpn` as `key` and asks every client for its key.
 ///
@@ -68,6 +74,16 @@ pub fn exporter(connection: &quinn::Connection) -> Result<[u8; 32], quinn::Conne
     let mut out = [0; 32];
     connection.export_keying_material(&mut out, EXPORTER_LABEL, b"").map_err(|_| quinn::ConnectionError::LocallyClosed)?;
     Ok(out)
+}
+
+/// What both ends of an end-to-end connection prove to each other on a direct way that they are.
+///
+/// # Errors
+/// When the connection is gone.
+pub fn direct_secret(connection: &quinn::Connection) -> Result<Secret, quinn::ConnectionError> {
+    let mut out = [0; 32];
+    connection.export_keying_material(&mut out, DIRECT_LABEL, b"").map_err(|_| quinn::ConnectionError::LocallyClosed)?;
+    Ok(Secret::new(&out))
 }
 
 fn provider() -> Arc<CryptoProvider> {
