@@ -1,9 +1,10 @@
 # make demo   build everything, run the main job, and leave a hub running until Ctrl-C
 # make test   install what the tests need, then everything that CI runs
 # make check  formatting and lints
+# make deb    Debian packages of relay, hub and peer: target/deb
 # make bench  benchmarks against other tools: bench/results/*.json and docs/benchmarks.md
 
-.PHONY: demo build check test bench
+.PHONY: demo build check test bench deb
 
 demo: build
 	./target/debug/cortex-hub demo
@@ -24,3 +25,7 @@ test:
 bench:
 	cargo build --release --workspace --bins
 	./target/release/cortex-bench all
+
+deb:
+	cargo build --profile dist -p cortex-relay -p cortex-hub -p cortex-peer --bins
+	./packaging/deb.sh target/dist target/deb

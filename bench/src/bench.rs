@@ -6,6 +6,8 @@ mod failover;
 mod idle;
 mod mirror;
 mod output;
+mod reconnect;
+mod relay;
 mod start;
 
 use std::{
@@ -34,8 +36,17 @@ pub struct Bench {
 }
 
 /// All of them, in the order in which `all` runs them.
-pub const BENCHES: &[Bench] =
-    &[dispatch::BENCH, output::BENCH, idle::BENCH, start::BENCH, mirror::BENCH, broadcast::BENCH, failover::BENCH];
+pub const BENCHES: &[Bench] = &[
+    dispatch::BENCH,
+    output::BENCH,
+    idle::BENCH,
+    start::BENCH,
+    mirror::BENCH,
+    broadcast::BENCH,
+    failover::BENCH,
+    relay::BENCH,
+    reconnect::BENCH,
+];
 
 /// How a benchmark is run.
 pub struct Setting {

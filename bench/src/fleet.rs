@@ -4,7 +4,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     thread::JoinHandle,
@@ -39,6 +39,8 @@ const JOINING: usize = 32;
 pub struct Fleet {
     lifecycle: Lifecycle,
     registered: Arc<AtomicUsize>,
+    /// How many relays each node knows.
+    known: Arc<Mutex<Vec<usize>>>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
@@ -46,12 +48,18 @@ impl Fleet {
     /// Lets one node join with each invite.
     pub fn join(folder: &Path, invites: Vec<String>) -> Self {
         let (lifecycle, registered) = (Lifecycle::new(), Arc::new(AtomicUsize::new(0)));
-        let (folder, life, count) = (folder.to_owned(), lifecycle.clone(), registered.clone());
+        let known = Arc::new(Mutex::new(vec![0; invites.len()]));
+        let (folder, life, count, lists) = (folder.to_owned(), lifecycle.clone(), registered.clone(), known.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(live(&folder, invites, life, count))
+            runtime.block_on(live(&folder, invites, life, count, lists))
         });
-        Self { lifecycle, registered, thread: Some(thread) }
+        Self { lifecycle, registered, known, thread: Some(thread) }
+    }
+
+    /// How many of them have heard last that there are this many relays.
+    pub fn knowing(&self, relays: usize) -> usize {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).iter().filter(|known| **known == relays).count()
     }
 
     /// Waits until this many nodes have registered.
@@ -80,7 +88,13 @@ impl Drop for Fleet {
     }
 }
 
-async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registered: Arc<AtomicUsize>) -> anyhow::Result<()> {
+async fn live(
+    folder: &Path,
+    invites: Vec<String>,
+    lifecycle: Lifecycle,
+    registered: Arc<AtomicUsize>,
+    lists: Arc<Mutex<Vec<usize>>>,
+) -> anyhow::Result<()> {
     let ceiling = SandboxPolicy { task_slots: 1, ..SandboxPolicy::default() };
     let tasks = Tasks::open(TasksOptions {
         state_dir: folder.join("fleet"),
@@ -99,7 +113,7 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
     for (number, text) in invites.iter().enumerate() {
         let mut permit = Some(joining.clone().acquire_owned().await?);
         let (invite, terms) = invite::read(text, clock::now_ms())?;
-        let count = registered.clone();
+        let (count, lists) = (registered.clone(), lists.clone());
         let key = SecretKey::from_seed(clock::random());
         let place = folder.join(format!("fleet/{number}"));
         let options = MeshOptions {
@@ -108,6 +122,7 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
             hub: terms.hub,
             relays: terms.relays.clone(),
             fixed_relays: false,
+            show_links: Arc::new(|_| {}),
             invite: Some((invite, terms)),
             name: format!("simulated-{number}"),
             sequences: KeySequences::default(),
@@ -115,7 +130,8 @@ async fn live(folder: &Path, invites: Vec<String>, lifecycle: Lifecycle, registe
             capabilities: capabilities.subscribe(),
             health: Box::new(HealthReport::default),
             tasks: tasks.clone(),
-            remember: Box::new(move |_| {
+            remember: Box::new(move |known| {
+                lists.lock().unwrap_or_else(PoisonError::into_inner)[number] = known.relays.len();
                 if permit.take().is_some() {
                     count.fetch_add(1, Relaxed);
                 }

@@ -114,6 +114,11 @@ impl Target {
         Self { of: Of::Ratio, want: Want::AtLeast, ..Self::at_most(limit) }
     }
 
+    /// Our figure should be at least this.
+    pub fn share_at_least(limit: f64) -> Self {
+        Self { want: Want::AtLeast, ..Self::at_most(limit) }
+    }
+
     /// Where we want to be.
     pub fn goal(self, goal: f64) -> Self {
         Self { goal: Some(goal), ..self }

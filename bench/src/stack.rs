@@ -28,6 +28,7 @@ pub struct Relay {
     pub process: Process,
     /// Where it is.
     pub endpoint: RelayEndpoint,
+    metrics: SocketAddr,
 }
 
 /// A hub with an administrator.
@@ -117,11 +118,26 @@ impl Relay {
     /// On a port of its own, so that it can be started again.
     pub fn start_on(port: u16, folder: &Path, hubs: &[HubId]) -> anyhow::Result<Self> {
         let mut command = program("cortex-relay")?;
+        let metrics = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()?));
         command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--state-dir"]).arg(folder.join("relay"));
+        command.args(["--http", &metrics.to_string()]);
         command.args(hubs.iter().flat_map(|hub| ["--hub".to_owned(), hub.to_string()]));
         let mut process = Process::start("cortex-relay", &mut command, folder)?;
         let endpoint = process.wait_for("its address", PATIENCE, |process| process.printed().lines().next()?.parse().ok())?;
-        Ok(Self { process, endpoint })
+        Ok(Self { process, endpoint, metrics })
+    }
+}
+
+impl Relay {
+    /// Links of nodes and hubs that it has right now.
+    pub fn links(&self) -> anyhow::Result<usize> {
+        let mut client = Client::connect(self.metrics, &[])?;
+        client.send("GET", "/metrics", None)?;
+        let (_, page) = client.receive()?;
+        let page = String::from_utf8_lossy(&page);
+        let line =
+            page.lines().find_map(|line| line.strip_prefix("cortex_relay_links ")).context("the relay tells how many links it has")?;
+        Ok(line.trim().parse()?)
     }
 }
 

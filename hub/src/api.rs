@@ -126,6 +126,8 @@ pub struct Api {
     pub streams: Concurrent<UserId>,
     /// What is counted.
     pub metrics: Metrics,
+    /// What the last probe found.
+    pub readiness: health::LastLook,
     /// Start and stop.
     pub lifecycle: Lifecycle,
 }
@@ -156,6 +158,7 @@ impl Api {
             },
             streams: Concurrent::new(options.streams_per_user),
             metrics: Metrics::default(),
+            readiness: health::LastLook::default(),
             options,
             lifecycle,
         })

@@ -25,6 +25,7 @@ struct Outbox {
     notices: Vec<Notice>,
     then: Vec<Then>,
     regrouped: Vec<NodeId>,
+    unused: Vec<(SessionId, bool)>,
 }
 
 impl Outbox {
@@ -35,6 +36,7 @@ impl Outbox {
         }
         if let Some(mesh) = mesh {
             self.regrouped.into_iter().for_each(|node| mesh.sessions_changed(node));
+            self.unused.into_iter().for_each(|(session, deleted)| mesh.session_unused(session, deleted));
         }
         for event in self.events {
             feeds.tell_session(event);
@@ -81,6 +83,11 @@ impl Change<'_> {
         if !self.outbox.regrouped.contains(&node) {
             self.outbox.regrouped.push(node);
         }
+    }
+
+    /// No node may ask for contents of this session any more: the mesh is told.
+    pub(crate) fn unused(&mut self, session: SessionId, deleted: bool) {
+        self.outbox.unused.push((session, deleted));
     }
 
     /// Runs `then` after the commit.

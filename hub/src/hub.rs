@@ -10,7 +10,7 @@ use std::{
 use bytes::Bytes;
 use cortex_runtime::keyfile;
 use cortex_wire::{
-    id::{HubId, NodeId, RelayId, TaskId},
+    id::{HubId, NodeId, RelayId, SessionId, TaskId},
     invite::RelayEndpoint,
 };
 use futures_util::future::BoxFuture;
@@ -104,6 +104,10 @@ pub struct RelayStatus {
     pub draining: bool,
     /// Program and version.
     pub version: String,
+    /// Percent of what it can carry, while it is linked.
+    pub load: Option<u32>,
+    /// What carries the link: `udp`, `tcp`, or `memory`.
+    pub carrier: Option<&'static str>,
 }
 
 impl RelayStatus {
@@ -118,8 +122,19 @@ impl RelayStatus {
             rtt_us: None,
             draining: false,
             version: String::new(),
+            load: None,
+            carrier: None,
         }
     }
+}
+
+/// Whether a relay answered just now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayCheck {
+    /// Which.
+    pub relay: RelayId,
+    /// What is wrong, and what to do about it; `None`: it answered.
+    pub problem: Option<String>,
 }
 
 /// What the domain asks of the network side. Nothing here blocks.
@@ -140,8 +155,17 @@ pub trait Mesh: Send + Sync + 'static {
     fn node_changed(&self, node: NodeId);
     /// The node was attached to a session or detached from one, or a session of it began or ceased to be in use.
     fn sessions_changed(&self, node: NodeId);
+    /// No node may ask for contents of this session any more; `deleted`: for ever.
+    fn session_unused(&self, session: SessionId, deleted: bool);
     /// The relays of this hub, most wanted first.
     fn relays(&self) -> Vec<RelayStatus>;
+    /// Asks every relay whether it is there, for readiness. Bounded in time.
+    fn check_relays(&self) -> BoxFuture<'static, Vec<RelayCheck>> {
+        let problem = |online: bool| (!online).then(|| "not linked".to_owned());
+        let checks = self.relays().into_iter().map(|relay| RelayCheck { relay: relay.endpoint.id, problem: problem(relay.online) });
+        let checks = checks.collect();
+        Box::pin(async move { checks })
+    }
     /// A further relay is there from now on.
     fn add_relay(&self, relay: RelayEndpoint);
     /// This relay is no more to be used.

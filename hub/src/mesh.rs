@@ -28,7 +28,7 @@ use std::{
 
 use anyhow::Context as _;
 use bytes::Bytes;
-use cortex_relay::Relay;
+use cortex_relay::{Relay, health::Probe};
 use cortex_runtime::{
     chunk::ChunkSource,
     clock,
@@ -39,18 +39,18 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{NodeId, RelayId, TaskId},
+    id::{NodeId, RelayId, SessionId, TaskId},
     invite::RelayEndpoint,
     key::{SecretKey, StatedKey},
     limits,
     route::Route,
     schema::RelaySight,
 };
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use quinn::{Endpoint, VarInt};
 
 use crate::{
-    hub::{Hub, Mesh, RelayStatus, Reservation, StdinError, lock},
+    hub::{Hub, Mesh, RelayCheck, RelayStatus, Reservation, StdinError, lock},
     mesh::{
         admission::Gatekeeper,
         connection::NodeHandle,
@@ -109,6 +109,8 @@ pub struct Network {
     pub(crate) instance: u64,
     pub(crate) lifecycle: Lifecycle,
     embedded: Option<(Arc<Relay>, RelayEndpoint)>,
+    /// Tries the relay in this process out.
+    probe: Option<Arc<Probe>>,
     links: Mutex<Vec<Arc<RelayLink>>>,
     gatekeeper: Arc<Gatekeeper>,
     pub(crate) news: NewsSender,
@@ -147,6 +149,7 @@ impl Network {
             direct_address: options.direct_address,
             instance,
             lifecycle: lifecycle.clone(),
+            probe: embedded.as_ref().map(|(relay, _)| Arc::new(Probe::new(relay.clone()))),
             embedded,
             links: Mutex::default(),
             gatekeeper,
@@ -229,7 +232,7 @@ impl Network {
     fn tell_relays(&self) {
         self.news.list(&self.relay_endpoints());
         if let Some((relay, _)) = &self.embedded {
-            self.news.see(RelaySight { key: relay.id().key().to_bytes(), online: true, rtt_us: 0, draining: false });
+            self.news.see(RelaySight { key: relay.id().key().to_bytes(), online: true, rtt_us: 0, draining: false, load: 0 });
         }
     }
 
@@ -274,6 +277,7 @@ fn embed(
         max_links: 50_000,
         bytes_per_second: 0,
         cache_bytes: CACHE_BYTES,
+        cache_disk: None,
         drain_ms: DRAIN_MS,
         tcp: cortex_relay::TcpOptions::default(),
     })?;
@@ -337,6 +341,13 @@ impl Mesh for Network {
         }
     }
 
+    fn session_unused(&self, session: SessionId, deleted: bool) {
+        if let Some((relay, _)) = &self.embedded {
+            relay.forget(&self.hub.id(), &[session], deleted);
+        }
+        lock(&self.links).iter().for_each(|link| link.forget(&[session], deleted));
+    }
+
     fn relays(&self) -> Vec<RelayStatus> {
         let count = |relay| lock(&self.nodes).values().filter(|node| node.relay() == Some(relay)).count() as u64;
         let embedded = self.embedded.iter().map(|(relay, endpoint)| RelayStatus {
@@ -348,8 +359,26 @@ impl Mesh for Network {
             rtt_us: None,
             draining: self.lifecycle.is_draining(),
             version: cortex_relay::AGENT.into(),
+            load: Some(relay.load()),
+            carrier: Some("memory"),
         });
         embedded.chain(lock(&self.links).iter().map(|link| link.status(count(link.relay.id)))).collect()
+    }
+
+    fn check_relays(&self) -> BoxFuture<'static, Vec<RelayCheck>> {
+        let embedded = self.embedded.as_ref().map(|(relay, _)| (relay.id(), self.probe.clone()));
+        let links: Vec<_> = lock(&self.links).clone();
+        Box::pin(async move {
+            let embedded = async {
+                let (relay, probe) = (embedded.as_ref()?.0, embedded.as_ref()?.1.as_ref()?);
+                let found = probe.look().await;
+                Some(RelayCheck { relay, problem: (!found.ready).then(|| found.problems.join("; ")) })
+            };
+            let links = join_all(links.iter().map(|link| link.check()));
+            let (embedded, mut checks) = tokio::join!(embedded, links);
+            checks.extend(embedded);
+            checks
+        })
     }
 
     fn add_relay(&self, relay: RelayEndpoint) {

@@ -19,6 +19,7 @@
 //! | [`keys`] | what contents are sealed with |
 //! | [`chunks`] | sealed chunks on disk |
 //! | [`sweep`] | what nothing names any more |
+//! | [`counters`] | what operators see of it |
 
 use std::{
     collections::HashMap,
@@ -54,6 +55,7 @@ pub mod chunks;
 pub mod commit;
 pub mod conflict;
 pub mod content;
+pub mod counters;
 pub mod edit;
 pub mod history;
 pub mod keys;
@@ -65,6 +67,7 @@ pub mod sweep;
 pub mod workspace;
 
 use chunks::{ChunkStore, ChunkStoreError};
+use counters::Counters;
 use workspace::Workspace;
 
 /// Why something about a workspace was not done.
@@ -237,12 +240,14 @@ pub struct Mirrors {
     open: Arc<Mutex<HashMap<SessionId, Slot>>>,
     /// What workspaces hold, as sealed chunks.
     pub chunks: Arc<ChunkStore>,
+    /// What they did.
+    pub counters: Arc<Counters>,
 }
 
 impl Mirrors {
     /// With contents below this folder, of the sessions in this store.
     pub(crate) fn new(folder: PathBuf, db: Db) -> Self {
-        Self { open: Arc::default(), chunks: Arc::new(ChunkStore::new(folder).of_sessions_in(db)) }
+        Self { open: Arc::default(), chunks: Arc::new(ChunkStore::new(folder).of_sessions_in(db)), counters: Arc::default() }
     }
 
     /// Drops those that nobody uses.

@@ -544,6 +544,13 @@ pub struct Session {
     pub epoch: u64,
 }
 
+impl Session {
+    /// Whether no node may ask for its contents now.
+    pub fn has_no_reader(&self) -> bool {
+        self.nodes.is_empty() || self.status == SessionStatus::Archived
+    }
+}
+
 /// What a task is to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct TaskSpec {

@@ -137,6 +137,9 @@ pub(crate) fn detach(change: &mut Change<'_>, session: &mut Session, node: NodeI
     // The others are given the new key.
     change.regrouped(node);
     session.nodes.iter().for_each(|other| change.regrouped(*other));
+    if session.has_no_reader() {
+        change.unused(session.id, false);
+    }
     change.event(session.id, "node_detached", json!({ "node_id": node, "reason": reason }))?;
     change.audit("session.detach", &object(session.id), node.key().as_bytes())?;
     save(change, session, "node_detached")
@@ -240,6 +243,9 @@ impl Hub {
             session.title = update.title.as_deref().map_or(session.title, title);
             session.status = update.status.unwrap_or(session.status);
             session.nodes.iter().for_each(|node| change.regrouped(*node));
+            if session.has_no_reader() {
+                change.unused(id, false);
+            }
             let data = json!({ "title": session.title, "status": session.status, "user_id": actor.user });
             change.event(id, "session_updated", data)?;
             change.audit("session.update", &object(id), format!("{:?} {}", session.status, session.title).as_bytes())?;
@@ -280,6 +286,7 @@ impl Hub {
             }
             mirror::forget(change.tx, id)?;
             SESSIONS.delete(change.tx, &id)?;
+            change.unused(id, true);
             change.audit("session.delete", &object(id), b"")?;
             let data = json!({ "session_id": id, "title": session.title, "change": "deleted" });
             change.notice(audience(&session), "session", data)?;

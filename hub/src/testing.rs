@@ -51,6 +51,7 @@ pub(crate) enum Call {
     Deliver { task: TaskId, leased: bool },
     Cancel(TaskId),
     NodeChanged(NodeId),
+    SessionUnused { session: SessionId, deleted: bool },
 }
 
 /// A mesh that has the slots it is told to have.
@@ -106,6 +107,10 @@ impl Mesh for NotingMesh {
 
     fn sessions_changed(&self, _node: NodeId) {}
 
+    fn session_unused(&self, session: SessionId, deleted: bool) {
+        lock(&self.calls).push(Call::SessionUnused { session, deleted });
+    }
+
     fn add_relay(&self, _: RelayEndpoint) {}
 
     fn remove_relay(&self, _: RelayId) {}
@@ -121,6 +126,8 @@ impl Mesh for NotingMesh {
             rtt_us: None,
             draining: false,
             version: String::new(),
+            load: Some(0),
+            carrier: Some("memory"),
         }]
     }
 }

@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,7 +14,10 @@ use cortex_peer::{
     config::{self, EXAMPLE, PeerConfig},
     doctor,
     health::Health,
-    mesh::{self, KeySequences, MeshError, MeshOptions, Registered},
+    mesh::{
+        self, KeySequences, MeshError, MeshOptions, Registered,
+        shown::{Shown, ShownLink},
+    },
     mirror::Mirror,
     process,
     state::{self, HubRecord, RelayRecord, Sequences, State},
@@ -318,6 +322,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         hub: membership.hub,
         relays: membership.relays.clone(),
         fixed_relays: membership.fixed_relays,
+        show_links: show_links(state.path().to_owned()),
         invite: membership.invite.clone(),
         sequences: KeySequences { transport: sequences.transport, task: sequences.task },
         ceiling: settings.ceiling(),
@@ -392,6 +397,17 @@ fn remember(
     }
 }
 
+/// Keeps what `status` shows of the links.
+fn show_links(folder: PathBuf) -> mesh::ShowLinks {
+    let show = move |shown: &Shown| {
+        if let Err(error) = shown.write(&folder) {
+            tracing::debug!(%error, "cannot show which links there are");
+        }
+    };
+    show(&Shown::default());
+    Arc::new(show)
+}
+
 fn status(place: &Place, as_json: bool) -> Outcome {
     let settings = place.settings().or_exit(exit::USAGE)?;
     let folder = settings.state_dir();
@@ -399,6 +415,7 @@ fn status(place: &Place, as_json: bool) -> Outcome {
     let key = state::key_in(&folder).or_exit(exit::FAILURE)?.map(|key| key.public());
     let holder = state::holder_of(&folder);
     let way = state::way_in(&folder);
+    let links = holder.and_then(|_| Shown::read(&folder)).unwrap_or_default();
     if as_json {
         let value = json!({
             "state_dir": folder,
@@ -408,6 +425,8 @@ fn status(place: &Place, as_json: bool) -> Outcome {
             "fingerprint": key.map(|key| key.fingerprint()),
             "hub": record,
             "way": way,
+            "home": links.home,
+            "standby": links.standby,
         });
         println!("{value}");
         return Ok(exit::OK);
@@ -427,6 +446,11 @@ fn status(place: &Place, as_json: bool) -> Outcome {
             }
             if let Some(way) = way {
                 println!("packets go   {}, {} ms\nbeside it    {}", way.why, millis(way.rtt_us), way.relay);
+            }
+            if holder.is_some() {
+                let line = |link: Option<ShownLink>, none: &str| link.map_or(none.to_owned(), |link| link.line());
+                println!("home         {}", line(links.home, "none: not linked; `cortex-peer doctor` checks why"));
+                println!("standby      {}", line(links.standby, "none: no other relay is linked"));
             }
         }
         None => println!("hub          none; join one with: cortex-peer run --invite cxi1_…"),

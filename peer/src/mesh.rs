@@ -17,6 +17,7 @@ mod direct;
 mod links;
 mod paths;
 pub mod session;
+pub mod shown;
 mod uplink;
 mod wake;
 
@@ -78,6 +79,8 @@ pub struct MeshOptions {
     pub relays: Vec<RelayEndpoint>,
     /// These relays are this machine's choice: those that the hub names do not count.
     pub fixed_relays: bool,
+    /// Shows people which links there are.
+    pub show_links: ShowLinks,
     /// To be redeemed, when the node is not enrolled yet.
     pub invite: Option<(Invite, Terms)>,
     /// A wish for the node's name.
@@ -153,6 +156,9 @@ pub enum MeshError {
     Unreachable(String),
 }
 
+/// Takes what there is to show of the links.
+pub type ShowLinks = std::sync::Arc<dyn Fn(&shown::Shown) + Send + Sync>;
+
 /// Keeps the node connected until the lifecycle ends.
 ///
 /// # Errors
@@ -222,6 +228,7 @@ impl Mesh {
             dialler: dialler.clone(),
             relays: options.relays.clone(),
             fixed: options.fixed_relays,
+            show: options.show_links.clone(),
             invite: options.invite.as_ref().map(|(invite, _)| invite.clone()),
             mirror: options.mirror.clone(),
             max_retries: options.max_retries,

@@ -7,6 +7,7 @@
 //! | `journal` | [`crate::journal`] |
 //! | `tasks/` | output of tasks that the hub has not collected |
 //! | `way.json` | by which way the running peer's packets go, for `cortex-peer status` |
+//! | `links.json` | [`crate::mesh::shown`] |
 //! | `lock` | held by the running peer, with its process id |
 
 use std::{

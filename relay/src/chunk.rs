@@ -1,17 +1,26 @@
 //! Sealed chunks on their way through: what many nodes want, the hub gives once.
 //!
-//! A node asks over its link, within the sessions of its ticket. What the [`Cache`] holds is served from it; for the rest the hub is asked, in small groups, and whoever wants the same chunk
-//! meanwhile waits for the same answer (a *flight*). Flights land in the cache, whether or not the node that caused them still reads: a slow one holds nobody up. Uploads pass on to the
-//! hub, and only its word makes them stored; what passes is cached, because the other nodes of the session are about to ask for it.
+//! A node asks over its link, within the sessions of its ticket. What the [`Cache`] holds in memory or on disk is served from it; for the rest the hub is asked, in small groups, and whoever wants the
+//! same chunk meanwhile waits for the same answer (a *flight*). Flights land in the cache, whether or not the node that caused them still reads: a slow one holds nobody up, and holds no memory. Uploads
+//! pass on to the hub, and only its word makes them stored; what passes is cached, because the other nodes of the session are about to ask for it.
 //!
-//! Keys are tenant, session and sid: knowing a sid is no permission, and hubs do not meet. A sid is checked wherever bytes come in ([`Sealed`]), so nobody can put a wrong chunk here. Errors
-//! are not cached. In memory there are the cache, at most [`WINDOW`] chunks for each stream of a node, and at most [`PULLS`] groups for each link.
+//! Keys are tenant, session and sid: knowing a sid is no permission, and hubs do not meet. A sid is checked wherever bytes come in ([`Sealed`]), from a network or from a disk, so nobody can put a wrong
+//! chunk here. Errors are not cached. What no node may ask for any more is purged on the hub's word. In memory there are the cache, the chunks that streams are about to send (two for each), and at most
+//! [`PULLS`] groups for each link, which land at once.
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`shelf`] | who yields when a tier is full |
+//! | [`disk`] | the tier that outlives the process |
+
+pub mod disk;
+pub mod shelf;
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
@@ -22,79 +31,139 @@ use cortex_wire::{
     id::SessionId,
     mirror::seal::{Sealed, Sid},
 };
-use quick_cache::{Weighter, sync::Cache as Map};
 use tokio::{
     sync::{Semaphore, mpsc, watch},
     time::timeout,
 };
 
+use self::{
+    disk::Disk,
+    shelf::{Namespace, Shelf},
+};
 use crate::tenant::Tenant;
 
 /// Chunks that are asked for with one request to the hub.
 const GROUP: usize = 16;
-/// Chunks that a stream may be ahead of its reader. 64 KiB each on average, 257 KiB at most.
+/// Chunks that a stream has asked for ahead of its reader. They wait in the cache.
 const WINDOW: usize = 32;
 /// Requests to the hub that one link may have under way.
 const PULLS: usize = 8;
 /// Chunks between a node's upload and the hub.
 const QUEUE: usize = 8;
-/// Others' requests that may fail before a chunk is given up.
-const TRIES: usize = 3;
+/// Requests that may come to nothing before a chunk is given up: they were others', or it was evicted before it could be sent.
+const TRIES: usize = 5;
 /// A ticket and a request race each other when a node has just been attached; so long the request waits.
 const GRANT_PATIENCE: Duration = Duration::from_secs(1);
 /// What an entry takes beside its bytes.
 const ENTRY_BYTES: u64 = 160;
 
-type Key = (usize, SessionId, Sid);
+/// Groups that are read from the disk at the same time.
+const DISK_READERS: usize = 4;
+/// The least that is kept in memory: what streams have asked for ahead waits there.
+const LEAST_BYTES: u64 = 8 << 20;
+
+type Key = (Namespace, Sid);
 
 /// What passed so far.
 #[derive(Debug, Default)]
 pub struct Counters {
     /// Bytes that nodes were given from the cache, or from a flight that another one had begun.
     pub from_cache: AtomicU64,
+    /// Bytes that were read from the disk tier.
+    pub from_disk: AtomicU64,
     /// Bytes that a hub gave.
     pub from_hub: AtomicU64,
+    /// Chunks that nodes were given so.
+    pub hits: AtomicU64,
+    /// Chunks that a hub gave.
+    pub misses: AtomicU64,
     /// Bytes that nodes stored.
     pub stored: AtomicU64,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct ByBytes;
-
-impl Weighter<Key, Sealed> for ByBytes {
-    fn weight(&self, _: &Key, chunk: &Sealed) -> u64 {
-        chunk.bytes().len() as u64 + ENTRY_BYTES
-    }
 }
 
 /// What is to become of a flight.
 #[derive(Debug, Clone)]
 enum Flight {
     Under,
-    /// `None`: the hub does not hold it.
-    Landed(Option<Sealed>),
+    /// In the cache. Whoever still waits for other chunks does not keep this one in memory.
+    Landed(Weak<Sealed>),
+    /// The hub does not hold it.
+    Absent,
     Failed(ChunkError),
 }
 
 /// The chunks that a relay holds, and those that are on their way to it.
 pub struct Cache {
-    held: Map<Key, Sealed, ByBytes>,
+    memory: Mutex<Shelf<Sid, Arc<Sealed>>>,
+    disk: Option<Disk>,
+    disk_readers: Semaphore,
     flights: Mutex<HashMap<Key, watch::Receiver<Flight>>>,
     /// What passed.
     pub counters: Counters,
 }
 
 impl Cache {
-    /// A cache of about so many bytes.
-    pub fn new(bytes: u64) -> Arc<Self> {
-        const AVERAGE_BYTES: u64 = 48 * 1024;
-        let entries = usize::try_from(bytes / AVERAGE_BYTES).unwrap_or(usize::MAX).max(64);
-        Arc::new(Self { held: Map::with_weighter(entries, bytes, ByBytes), flights: Mutex::default(), counters: Counters::default() })
+    /// A cache of so many bytes in memory, and perhaps with a tier on disk.
+    pub fn new(bytes: u64, disk: Option<Disk>) -> Arc<Self> {
+        Arc::new(Self {
+            memory: Mutex::new(Shelf::new(bytes.max(LEAST_BYTES))),
+            disk,
+            disk_readers: Semaphore::new(DISK_READERS),
+            flights: Mutex::default(),
+            counters: Counters::default(),
+        })
     }
 
-    /// Bytes held right now.
+    /// Bytes held in memory right now.
     pub fn bytes(&self) -> u64 {
-        self.held.weight()
+        self.memory().bytes()
+    }
+
+    /// The tier on disk, if there is one.
+    pub fn disk(&self) -> Option<&Disk> {
+        self.disk.as_ref()
+    }
+
+    /// Forgets a session: in both tiers, and what is on its way.
+    pub fn purge(&self, tenant: usize, session: SessionId) {
+        let namespace = (tenant, session);
+        // What is under way finds that nobody keeps it.
+        self.flights().retain(|(of, _), _| *of != namespace);
+        self.memory().purge(namespace);
+        if let Some(disk) = &self.disk {
+            disk.purge(namespace);
+        }
+    }
+
+    /// Sessions of a hub of which something is held.
+    pub fn sessions_of(&self, tenant: usize) -> Vec<SessionId> {
+        let mut sessions: Vec<SessionId> = self.memory().sessions_of(tenant).collect();
+        sessions.extend(self.disk.iter().flat_map(|disk| disk.sessions_of(tenant)));
+        sessions.sort_unstable();
+        sessions.dedup();
+        sessions
+    }
+
+    fn held(&self, (namespace, sid): &Key) -> Option<Arc<Sealed>> {
+        self.memory().get(*namespace, sid).cloned()
+    }
+
+    fn hold(&self, namespace: Namespace, chunk: &Arc<Sealed>) {
+        let weight = chunk.bytes().len() as u64 + ENTRY_BYTES;
+        // What yields is dropped.
+        drop(self.memory().insert(namespace, chunk.sid(), chunk.clone(), weight));
+    }
+
+    /// Keeps what a node has stored.
+    fn keep(&self, namespace: Namespace, chunk: Sealed) {
+        if let Some(disk) = &self.disk {
+            disk.put(namespace, &chunk);
+        }
+        self.hold(namespace, &Arc::new(chunk));
+    }
+
+    fn memory(&self) -> MutexGuard<'_, Shelf<Sid, Arc<Sealed>>> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn flights(&self) -> MutexGuard<'_, HashMap<Key, watch::Receiver<Flight>>> {
@@ -108,30 +177,83 @@ impl fmt::Debug for Cache {
     }
 }
 
-/// Flights that one request to the hub is to land. However it ends, none is left under way.
+/// Flights that one request is to land. However it ends, none is left under way.
 struct Landing {
     cache: Arc<Cache>,
-    flights: HashMap<Key, watch::Sender<Flight>>,
+    namespace: Namespace,
+    flights: HashMap<Sid, watch::Sender<Flight>>,
     outcome: ChunkError,
 }
 
 impl Landing {
-    fn land(&mut self, key: Key, chunk: Option<Sealed>) {
-        let Some(flight) = self.flights.remove(&key) else { return };
-        if let Some(chunk) = &chunk {
-            self.cache.counters.from_hub.fetch_add(chunk.bytes().len() as u64, Relaxed);
-            self.cache.held.insert(key, chunk.clone());
+    fn land(&mut self, sid: Sid, chunk: Option<Sealed>) -> Option<Arc<Sealed>> {
+        let flight = self.flights.remove(&sid)?;
+        let chunk = chunk.map(Arc::new);
+        let mut flights = self.cache.flights();
+        // First in the cache: whoever finds no flight any more finds the chunk. And not there when the session was purged meanwhile.
+        if flights.contains_key(&(self.namespace, sid))
+            && let Some(chunk) = &chunk
+        {
+            self.cache.hold(self.namespace, chunk);
         }
-        // First in the cache: whoever finds no flight any more finds the chunk.
-        self.cache.flights().remove(&key);
-        flight.send_replace(Flight::Landed(chunk));
+        flights.remove(&(self.namespace, sid));
+        flight.send_replace(chunk.as_ref().map_or(Flight::Absent, |chunk| Flight::Landed(Arc::downgrade(chunk))));
+        chunk
+    }
+
+    fn land_from_hub(&mut self, found: Found) {
+        let kept = self.cache.flights().contains_key(&(self.namespace, found.sid));
+        let Some(chunk) = self.land(found.sid, found.chunk) else { return };
+        self.cache.counters.from_hub.fetch_add(chunk.bytes().len() as u64, Relaxed);
+        self.cache.counters.misses.fetch_add(1, Relaxed);
+        if kept && let Some(disk) = &self.cache.disk {
+            disk.put(self.namespace, &chunk);
+        }
+    }
+
+    /// Lands what is on disk.
+    async fn land_from_disk(&mut self) {
+        let Some(disk) = self.cache.disk.clone() else { return };
+        let (namespace, cache) = (self.namespace, self.cache.clone());
+        let here: Vec<Sid> = self.flights.keys().filter(|sid| disk.holds(namespace, sid)).copied().collect();
+        if here.is_empty() {
+            return;
+        }
+        let Ok(_permit) = cache.disk_readers.acquire().await else { return };
+        let read = tokio::task::spawn_blocking(move || disk.read(namespace, &here)).await;
+        for chunk in read.unwrap_or_default() {
+            self.cache.counters.from_disk.fetch_add(chunk.bytes().len() as u64, Relaxed);
+            self.land(chunk.sid(), Some(chunk));
+        }
+    }
+
+    /// Asks the hub for the rest, and lands it as it arrives.
+    async fn land_from(mut self, tenant: &Tenant, asker: Asker, mut sids: Vec<Sid>) {
+        sids.retain(|sid| self.flights.contains_key(sid));
+        if sids.is_empty() {
+            return;
+        }
+        let Some(hub) = tenant.authority().map(|hub| hub.chunks()) else {
+            self.outcome = ChunkError::HubOffline;
+            return;
+        };
+        let (tell, mut told) = mpsc::channel::<Found>(1);
+        let land = async {
+            while let Some(found) = told.recv().await {
+                self.land_from_hub(found);
+            }
+        };
+        let (outcome, ()) = tokio::join!(hub.fetch(asker, sids, tell), land);
+        if let Err(error) = outcome {
+            self.outcome = error;
+        }
     }
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        for (key, flight) in std::mem::take(&mut self.flights) {
-            self.cache.flights().remove(&key);
+        for (sid, flight) in std::mem::take(&mut self.flights) {
+            self.cache.flights().remove(&(self.namespace, sid));
             flight.send_replace(Flight::Failed(self.outcome));
         }
     }
@@ -139,8 +261,8 @@ impl Drop for Landing {
 
 /// A chunk that a stream will send.
 enum Wanted {
-    Held(Sealed),
-    Coming { sid: Sid, flight: watch::Receiver<Flight>, own: bool },
+    Held,
+    Coming { flight: watch::Receiver<Flight>, own: bool },
 }
 
 /// The chunks as one node's link sees them.
@@ -172,84 +294,77 @@ impl LinkChunks {
         self.tenant.authority().map(|hub| hub.chunks()).ok_or(ChunkError::HubOffline)
     }
 
-    fn key(&self, session: SessionId, sid: Sid) -> Key {
-        (self.tenant.index(), session, sid)
-    }
-
-    /// Where each chunk will come from. Those that nobody has asked the hub for yet are asked for.
+    /// Where each chunk will come from. Those that nobody has asked for yet are asked for.
     async fn want(&self, asker: Asker, sids: &[Sid]) -> Result<Vec<Wanted>, ChunkError> {
         self.check(asker.session)?;
-        let mut landing = Landing { cache: self.cache.clone(), flights: HashMap::new(), outcome: ChunkError::Failed };
-        let wanted = sids.iter().map(|sid| self.find(asker.session, *sid, &mut landing)).collect();
+        let namespace = (self.tenant.index(), asker.session);
+        let mut landing = Landing { cache: self.cache.clone(), namespace, flights: HashMap::new(), outcome: ChunkError::Failed };
+        let wanted = sids.iter().map(|sid| self.find((namespace, *sid), &mut landing)).collect();
         if !landing.flights.is_empty() {
-            let hub = self.hub().inspect_err(|error| landing.outcome = *error)?;
-            let asked: Vec<_> = sids.iter().copied().filter(|sid| landing.flights.contains_key(&self.key(asker.session, *sid))).collect();
+            let asked: Vec<_> = sids.iter().copied().filter(|sid| landing.flights.contains_key(sid)).collect();
             let permit = self.pulls.clone().acquire_owned().await.map_err(|_| ChunkError::Failed)?;
-            let tenant = self.tenant.index();
+            let tenant = self.tenant.clone();
             tokio::spawn(async move {
-                pull(hub.as_ref(), tenant, asker, asked, landing).await;
+                landing.land_from_disk().await;
+                landing.land_from(&tenant, asker, asked).await;
                 drop(permit);
             });
         }
         Ok(wanted)
     }
 
-    fn find(&self, session: SessionId, sid: Sid, landing: &mut Landing) -> Wanted {
-        let key = self.key(session, sid);
+    fn find(&self, key: Key, landing: &mut Landing) -> Wanted {
         let mut flights = self.cache.flights();
         if let Some(flight) = flights.get(&key) {
-            return Wanted::Coming { sid, flight: flight.clone(), own: landing.flights.contains_key(&key) };
+            return Wanted::Coming { flight: flight.clone(), own: landing.flights.contains_key(&key.1) };
         }
-        if let Some(chunk) = self.cache.held.get(&key) {
-            return Wanted::Held(chunk);
+        if self.cache.held(&key).is_some() {
+            return Wanted::Held;
         }
         let (tell, flight) = watch::channel(Flight::Under);
         flights.insert(key, flight.clone());
-        landing.flights.insert(key, tell);
-        Wanted::Coming { sid, flight, own: true }
+        landing.flights.insert(key.1, tell);
+        Wanted::Coming { flight, own: true }
     }
 
-    /// The chunk itself. When somebody else's request fails, it is tried again as one's own: it may have failed for reasons of theirs.
-    async fn get(&self, asker: Asker, mut wanted: Wanted) -> Result<Option<Sealed>, ChunkError> {
-        let shared = |chunk: &Sealed| self.cache.counters.from_cache.fetch_add(chunk.bytes().len() as u64, Relaxed);
+    /// The chunk itself. When somebody else's request fails, it is tried again as one's own: it may have failed for reasons of theirs. So is one that was evicted before its turn came.
+    async fn get(&self, asker: Asker, sid: Sid, mut wanted: Wanted) -> Result<Option<Arc<Sealed>>, ChunkError> {
+        let counters = &self.cache.counters;
+        let shared = |chunk: &Sealed| {
+            counters.from_cache.fetch_add(chunk.bytes().len() as u64, Relaxed);
+            counters.hits.fetch_add(1, Relaxed);
+        };
+        let key = ((self.tenant.index(), asker.session), sid);
         let mut outcome = ChunkError::Failed;
         for _ in 0..TRIES {
-            let (sid, mut flight, own) = match wanted {
-                Wanted::Held(chunk) => {
-                    shared(&chunk);
-                    return Ok(Some(chunk));
-                }
-                Wanted::Coming { sid, flight, own } => (sid, flight, own),
-            };
-            let landed = flight.wait_for(|flight| !matches!(flight, Flight::Under)).await.map(|landed| landed.clone());
-            match landed {
-                Ok(Flight::Landed(chunk)) => {
-                    if !own {
-                        chunk.as_ref().map(shared);
+            match wanted {
+                Wanted::Held => {
+                    if let Some(chunk) = self.cache.held(&key) {
+                        shared(&chunk);
+                        return Ok(Some(chunk));
                     }
-                    return Ok(chunk);
                 }
-                Ok(Flight::Failed(error)) if own => return Err(error),
-                Ok(Flight::Failed(error)) => outcome = error,
-                Ok(Flight::Under) | Err(_) => {}
+                Wanted::Coming { mut flight, own } => {
+                    let landed = flight.wait_for(|flight| !matches!(flight, Flight::Under)).await.map(|landed| landed.clone());
+                    match landed {
+                        Ok(Flight::Landed(chunk)) => {
+                            if let Some(chunk) = chunk.upgrade() {
+                                if !own {
+                                    shared(&chunk);
+                                }
+                                return Ok(Some(chunk));
+                            }
+                        }
+                        Ok(Flight::Absent) => return Ok(None),
+                        Ok(Flight::Failed(error)) if own => return Err(error),
+                        Ok(Flight::Failed(error)) => outcome = error,
+                        Ok(Flight::Under) | Err(_) => {}
+                    }
+                }
             }
             wanted = self.want(asker, &[sid]).await?.pop().ok_or(ChunkError::Failed)?;
         }
         Err(outcome)
-    }
-}
-
-/// Asks the hub for chunks, and lands them as they arrive.
-async fn pull(hub: &dyn ChunkSource, tenant: usize, asker: Asker, sids: Vec<Sid>, mut landing: Landing) {
-    let (tell, mut told) = mpsc::channel::<Found>(GROUP);
-    let land = async {
-        while let Some(found) = told.recv().await {
-            landing.land((tenant, asker.session, found.sid), found.chunk);
-        }
-    };
-    let (outcome, ()) = tokio::join!(hub.fetch(asker, sids, tell), land);
-    if let Err(error) = outcome {
-        landing.outcome = error;
     }
 }
 
@@ -266,10 +381,10 @@ impl ChunkSource for LinkChunks {
                     ahead.extend(self.want(asker, group).await?);
                 }
                 let (Some(wanted), Some(sid)) = (ahead.pop_front(), order.next()) else { return Ok(()) };
-                let chunk = self.get(asker, wanted).await?;
-                if found.send(Found { sid: *sid, chunk }).await.is_err() {
-                    return Ok(());
-                }
+                // Not before there is room for it: what waits, waits in the cache.
+                let Ok(room) = found.reserve().await else { return Ok(()) };
+                let chunk = self.get(asker, *sid, wanted).await?;
+                room.send(Found { sid: *sid, chunk: chunk.map(Arc::unwrap_or_clone) });
             }
         })
     }
@@ -283,7 +398,7 @@ impl ChunkSource for LinkChunks {
                 while let Some(chunk) = chunks.recv().await {
                     self.check(asker.session)?;
                     self.cache.counters.stored.fetch_add(chunk.bytes().len() as u64, Relaxed);
-                    self.cache.held.insert(self.key(asker.session, chunk.sid()), chunk.clone());
+                    self.cache.keep((self.tenant.index(), asker.session), chunk.clone());
                     if tell.send(chunk).await.is_err() {
                         // The hub has given up, and says why.
                         break;

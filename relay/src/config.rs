@@ -6,6 +6,8 @@ use cortex_runtime::telemetry::LogConfig;
 use cortex_wire::id::HubId;
 use serde::{Deserialize, Serialize};
 
+use crate::certificate::CertificateFiles;
+
 /// The documented example, printed by `cortex-relay config`.
 pub const EXAMPLE: &str = include_str!("../assets/relay.yaml");
 
@@ -40,6 +42,10 @@ pub struct RelayConfig {
     pub bytes_per_second: u64,
     /// Memory for sealed chunks that several nodes may want.
     pub cache_bytes: u64,
+    /// A folder for more of them, which outlives the process; none: memory only.
+    pub cache_dir: Option<PathBuf>,
+    /// What that folder may take.
+    pub cache_disk_bytes: u64,
     /// How long links may take to move when the relay stops.
     pub drain_ms: u64,
     /// Logs.
@@ -61,8 +67,24 @@ impl Default for RelayConfig {
             max_links: 10_000,
             bytes_per_second: 0,
             cache_bytes: 256 << 20,
+            cache_dir: None,
+            cache_disk_bytes: 10 << 30,
             drain_ms: 4_000,
             log: LogConfig::default(),
+        }
+    }
+}
+
+impl RelayConfig {
+    /// The certificate for links over TCP; `None`: the relay makes one.
+    ///
+    /// # Errors
+    /// When one half is missing.
+    pub fn certificate_files(&self) -> anyhow::Result<Option<CertificateFiles>> {
+        match (&self.certificate, &self.certificate_key) {
+            (Some(chain), Some(key)) => Ok(Some(CertificateFiles { chain: chain.clone(), key: key.clone() })),
+            (None, None) => Ok(None),
+            _ => anyhow::bail!("`certificate` and `certificate_key` in the configuration belong together; set both or none"),
         }
     }
 }

@@ -1,11 +1,22 @@
-//! Health and metrics for the operator.
+//! Health and metrics for the operator, over HTTP.
 
-use std::{net::SocketAddr, sync::Arc, sync::atomic::Ordering::Relaxed};
+use std::{net::SocketAddr, sync::Arc};
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
-use cortex_runtime::lifecycle::Lifecycle;
+use axum::{
+    Json, Router,
+    extract::{Query, State},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::IntoResponse,
+    routing::get,
+};
+use cortex_runtime::{lifecycle::Lifecycle, metrics::Exposition};
+use cortex_wire::id::HubId;
 
-use crate::{Relay, route::Drop};
+use crate::{
+    Relay,
+    health::{Probe, Readiness},
+    metrics,
+};
 
 /// Serves `/healthz`, `/readyz` and `/metrics` until the lifecycle stops.
 ///
@@ -15,63 +26,32 @@ pub async fn serve(listen: SocketAddr, relay: Arc<Relay>, lifecycle: Lifecycle) 
     let listener = tokio::net::TcpListener::bind(listen)
         .await
         .map_err(|error| anyhow::anyhow!("cannot listen on TCP {listen}: {error}; choose another address with `http:`"))?;
+    tracing::info!(listen = %listener.local_addr()?, "health and metrics are served");
     axum::serve(listener, router(relay)).with_graceful_shutdown(async move { lifecycle.stopping().await }).await?;
     Ok(())
 }
 
 fn router(relay: Arc<Relay>) -> Router {
+    let probe = Arc::new(Probe::new(relay.clone()));
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readiness))
-        .route("/metrics", get(metrics))
-        .with_state(relay)
+        .route("/readyz", get(readiness).with_state(probe))
+        .route("/metrics", get(text).with_state(relay))
 }
 
-async fn readiness(State(relay): State<Arc<Relay>>) -> (StatusCode, String) {
-    let hubs = relay.hubs();
-    let lines: String =
-        hubs.iter().map(|(hub, online)| format!("hub {hub} {}\n", if *online { "connected" } else { "not connected" })).collect();
-    match hubs.iter().any(|(_, online)| *online) {
-        true => (StatusCode::OK, lines),
-        false if hubs.is_empty() => (StatusCode::SERVICE_UNAVAILABLE, "no hub is configured; start with --hub KEY\n".into()),
-        false => (StatusCode::SERVICE_UNAVAILABLE, lines),
-    }
+/// What a probe may ask for.
+#[derive(Debug, serde::Deserialize)]
+struct Asked {
+    /// Of the hubs only this one counts.
+    hub: Option<HubId>,
 }
 
-async fn metrics(State(relay): State<Arc<Relay>>) -> String {
-    let counters = relay.counters();
-    let mut out = String::new();
-    let mut line = |name: &str, kind: &str, help: &str, values: &[(String, u64)]| {
-        out.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
-        for (labels, value) in values {
-            out.push_str(&format!("{name}{labels} {value}\n"));
-        }
-    };
-    let one = |value| [(String::new(), value)];
-    line("cortex_relay_links", "gauge", "Links of nodes and hubs.", &one(relay.links() as u64));
-    line("cortex_relay_tunnels", "gauge", "Connections over TCP that carry links.", &one(relay.tunnels() as u64));
-    line(
-        "cortex_relay_hubs_connected",
-        "gauge",
-        "Hubs that are connected.",
-        &one(relay.hubs().iter().filter(|(_, online)| *online).count() as u64),
-    );
-    line("cortex_relay_forwarded_packets_total", "counter", "Packets forwarded.", &one(counters.packets.load(Relaxed)));
-    line("cortex_relay_forwarded_bytes_total", "counter", "Bytes forwarded.", &one(counters.bytes.load(Relaxed)));
-    let chunks = relay.chunks();
-    let passed = &chunks.counters;
-    let sources = [("cache", &passed.from_cache), ("hub", &passed.from_hub)];
-    let given = sources.map(|(source, bytes)| (format!("{{source=\"{source}\"}}"), bytes.load(Relaxed)));
-    line("cortex_relay_chunk_bytes_total", "counter", "Bytes of sealed chunks for nodes, by where they came from.", &given);
-    line(
-        "cortex_relay_stored_chunk_bytes_total",
-        "counter",
-        "Bytes of sealed chunks that nodes stored.",
-        &one(passed.stored.load(Relaxed)),
-    );
-    line("cortex_relay_cache_bytes", "gauge", "Bytes of sealed chunks held in memory.", &one(chunks.bytes()));
-    let dropped: Vec<_> =
-        Drop::ALL.iter().map(|reason| (format!("{{reason=\"{}\"}}", reason.label()), counters.dropped(*reason))).collect();
-    line("cortex_relay_dropped_packets_total", "counter", "Packets dropped, by reason.", &dropped);
-    out
+async fn readiness(State(probe): State<Arc<Probe>>, Query(asked): Query<Asked>) -> (StatusCode, Json<Readiness>) {
+    let found = probe.look().await.narrowed(asked.hub);
+    let status = if found.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (status, Json(found))
+}
+
+async fn text(State(relay): State<Arc<Relay>>) -> impl IntoResponse {
+    ([(CONTENT_TYPE, Exposition::CONTENT_TYPE)], metrics::text(&relay))
 }

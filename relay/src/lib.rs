@@ -12,13 +12,19 @@
 //! | [`link`] | one node's or hub's link: handshake, admission, life |
 //! | [`chunk`] | sealed chunks: cache, and one request to the hub for many nodes |
 //! | [`tenant`] | the hubs this relay serves |
-//! | [`config`], [`http`] | the operator's side |
+//! | [`config`], [`reload`] | the operator's settings, and their change while the relay runs |
+//! | [`health`], [`metrics`], [`http`] | what the operator sees |
+//! | [`load`] | how much of what it can carry it carries |
 
 pub mod certificate;
 pub mod chunk;
 pub mod config;
+pub mod health;
 pub mod http;
 pub mod link;
+pub mod load;
+pub mod metrics;
+pub mod reload;
 pub mod route;
 pub mod socket;
 pub mod tenant;
@@ -27,9 +33,10 @@ pub mod tunnel;
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -41,7 +48,7 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{HubId, RelayId},
+    id::{HubId, RelayId, SessionId},
     key::{SecretKey, StatedKey},
     route::{RelayTag, Route},
 };
@@ -53,8 +60,11 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     certificate::{CertificateError, CertificateFiles},
     link::LinkHandle,
+    load::Load,
+    metrics::Refusals,
+    reload::Reloads,
     socket::{LocalPort, RelaySocket},
-    tenant::{Authority, Tenant},
+    tenant::{Authority, Tenants},
     tunnel::{Door, Tls},
 };
 
@@ -78,10 +88,32 @@ pub struct Options {
     pub bytes_per_second: u64,
     /// Memory for sealed chunks that were asked for or stored lately.
     pub cache_bytes: u64,
+    /// A disk for more of them; none: memory only.
+    pub cache_disk: Option<CacheDisk>,
     /// How long links have to move when the relay drains.
     pub drain_ms: u64,
     /// Links over TCP.
     pub tcp: TcpOptions,
+}
+
+/// What an operator may change while the relay runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Links at once. Those that are there stay when there are more.
+    pub max_links: usize,
+    /// Bytes per second of one node, each way, when its hub does not say; 0: no limit.
+    pub bytes_per_second: u64,
+    /// How long links have to move when the relay drains.
+    pub drain_ms: u64,
+}
+
+/// Where sealed chunks outlive the process.
+#[derive(Debug, Clone)]
+pub struct CacheDisk {
+    /// The folder, which is made when there is none.
+    pub folder: PathBuf,
+    /// What it may take, at least [`chunk::disk::LEAST_BYTES`].
+    pub bytes: u64,
 }
 
 /// How links over TCP come in.
@@ -120,6 +152,9 @@ pub enum StartError {
     /// TLS refuses the configuration.
     #[error("cannot set up TLS")]
     Tls(#[from] rustls::Error),
+    /// The cache's disk.
+    #[error(transparent)]
+    Cache(#[from] chunk::disk::DiskError),
 }
 
 /// A running relay. Cheap to share.
@@ -130,14 +165,21 @@ pub struct Relay {
     endpoint: Endpoint,
     server: ServerConfig,
     socket: Arc<RelaySocket>,
-    tenants: HashMap<HubId, Arc<Tenant>>,
+    tenants: Tenants,
     links: Mutex<HashMap<Route, LinkHandle>>,
     next_link: AtomicU64,
-    max_links: usize,
-    bytes_per_second: u64,
-    drain_ms: u64,
+    max_links: AtomicUsize,
+    /// Of nodes whose ticket says nothing.
+    bytes_per_second: Arc<AtomicU64>,
+    drain_ms: AtomicU64,
     chunks: Arc<chunk::Cache>,
     door: Mutex<Option<Door>>,
+    /// Where it listens for tunnels, and whether they are TLS here.
+    tcp: (SocketAddr, bool),
+    refusals: Refusals,
+    pub(crate) reloads: Reloads,
+    load: Load,
+    lifecycle: OnceLock<Lifecycle>,
     pub(crate) stopped: CancellationToken,
 }
 
@@ -166,7 +208,10 @@ impl Relay {
             Arc::new(quinn::TokioRuntime),
         )
         .map_err(bind_error)?;
-        let tenants = options.hubs.iter().enumerate().map(|(index, hub)| (*hub, Arc::new(Tenant::new(*hub, index)))).collect();
+        let tcp =
+            listeners.first().ok_or_else(|| bind_error(std::io::ErrorKind::AddrNotAvailable.into()))?.local_addr().map_err(bind_error)?;
+        let tenants = Tenants::new(&options.hubs);
+        let disk = options.cache_disk.map(|disk| chunk::disk::Disk::open(&disk.folder, disk.bytes, tenants.numbers())).transpose()?;
         Ok(Arc::new(Self {
             id,
             region: options.region,
@@ -176,10 +221,15 @@ impl Relay {
             tenants,
             links: Mutex::default(),
             next_link: AtomicU64::new(1),
-            max_links: options.max_links,
-            bytes_per_second: options.bytes_per_second,
-            drain_ms: options.drain_ms,
-            chunks: chunk::Cache::new(options.cache_bytes),
+            max_links: options.max_links.into(),
+            bytes_per_second: Arc::new(options.bytes_per_second.into()),
+            drain_ms: options.drain_ms.into(),
+            chunks: chunk::Cache::new(options.cache_bytes, disk),
+            tcp: (tcp, tls.is_some()),
+            refusals: Refusals::default(),
+            reloads: Reloads::default(),
+            load: Load::default(),
+            lifecycle: OnceLock::new(),
             door: Mutex::new(Some(Door { listeners, tls })),
             stopped: CancellationToken::new(),
         }))
@@ -218,6 +268,15 @@ impl Relay {
         self.links.lock().unwrap_or_else(PoisonError::into_inner).values().filter(|link| !link.is_hub).count()
     }
 
+    /// Links right now, by who is there and what carries them.
+    fn links_by_carrier(&self) -> [((&'static str, &'static str), usize); 4] {
+        let mut counts = [(("node", "udp"), 0), (("node", "tcp"), 0), (("hub", "udp"), 0), (("hub", "tcp"), 0)];
+        for link in self.links.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            counts[2 * usize::from(link.is_hub) + usize::from(link.is_tunnelled())].1 += 1;
+        }
+        counts
+    }
+
     /// The time over which all nodes should spread what they all have to do now: 2 ms each, and at most this.
     fn spread_ms(&self, most: u64) -> u64 {
         (self.links() as u64 * 2).min(most)
@@ -230,7 +289,36 @@ impl Relay {
 
     /// The hubs this relay serves, and whether each is connected.
     pub fn hubs(&self) -> Vec<(HubId, bool)> {
-        self.tenants.values().map(|tenant| (tenant.hub(), tenant.authority().is_some())).collect()
+        self.tenants.all().iter().map(|tenant| (tenant.hub(), tenant.authority().is_some())).collect()
+    }
+
+    /// Changes what may be changed while it runs: new links, and those that live, go by it from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        self.max_links.store(limits.max_links, Relaxed);
+        self.bytes_per_second.store(limits.bytes_per_second, Relaxed);
+        self.drain_ms.store(limits.drain_ms, Relaxed);
+    }
+
+    /// Serves these hubs and no others from now on: links of the others, and of their nodes, are ended. Returns how many came and went.
+    pub fn set_hubs(&self, hubs: &[HubId]) -> (usize, usize) {
+        let (added, removed) = self.tenants.keep(hubs);
+        if let Some(disk) = self.chunks.disk() {
+            disk.serve(self.tenants.numbers());
+        }
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        let strangers = links.values().filter(|link| removed.iter().any(|tenant| tenant.index() == link.tenant));
+        strangers.for_each(|link| link.close(CloseCode::Refused));
+        (added, removed.len())
+    }
+
+    /// How much of what it can carry it carries, in percent.
+    pub fn load(&self) -> u32 {
+        self.load.percent(self.links(), self.max_links.load(Relaxed))
+    }
+
+    /// Whether links are being told to go elsewhere.
+    pub fn is_draining(&self) -> bool {
+        self.lifecycle.get().is_some_and(Lifecycle::is_draining)
     }
 
     /// Serves a hub in this process: its packets cross in memory, and it is asked about strangers directly. `None` when the hub is not among those this relay serves.
@@ -251,6 +339,7 @@ impl Relay {
 
     /// Accepts links until the lifecycle stops. While draining, links are told to go elsewhere.
     pub async fn run(self: Arc<Self>, lifecycle: Lifecycle) {
+        let _ = self.lifecycle.set(lifecycle.clone());
         let sweeper = tokio::spawn(link::follow_moves(self.clone()));
         if let Some(door) = self.door.lock().unwrap_or_else(PoisonError::into_inner).take() {
             tunnel::serve(&self, door, &lifecycle);
@@ -291,8 +380,18 @@ impl Relay {
         }
     }
 
+    /// No node may ask for chunks of these sessions any more, as their hub says: what is kept of them goes. `deleted`: they never come back, and tickets that name them count for nothing.
+    pub fn forget(&self, hub: &HubId, sessions: &[SessionId], deleted: bool) {
+        let Some(tenant) = self.tenants.get(hub) else { return };
+        if deleted {
+            let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+            links.values().filter(|link| link.tenant == tenant.index()).for_each(|link| link.forget(sessions));
+        }
+        sessions.iter().for_each(|session| self.chunks.purge(tenant.index(), *session));
+    }
+
     fn next_link(&self) -> u64 {
-        self.next_link.fetch_add(1, Ordering::Relaxed)
+        self.next_link.fetch_add(1, Relaxed)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, PoisonError},
+    sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
     time::{Duration, Instant},
 };
 
@@ -16,6 +16,7 @@ use cortex_runtime::{
     quic,
     stream::{FrameReader, FrameWriter, StreamError},
     tls,
+    tunnel::is_virtual,
 };
 use cortex_wire::{
     PROTOCOL_VERSION,
@@ -37,7 +38,7 @@ use tokio::sync::{mpsc, watch};
 use crate::{
     AGENT, Relay,
     chunk::LinkChunks,
-    route::{Admitted, Budget},
+    route::{Admitted, Budget, Rate},
     tenant::{Authority, LinkedHub, Tenant, hub_offline},
 };
 
@@ -56,11 +57,28 @@ pub struct LinkHandle {
     pub(crate) is_hub: bool,
     connection: Connection,
     address: SocketAddr,
+    /// Whose chunks the node may ask for; none: a hub.
+    sessions: Option<watch::Sender<Vec<SessionId>>>,
 }
 
 impl LinkHandle {
+    /// A session is no more: what a ticket says of it counts for nothing.
+    pub(crate) fn forget(&self, gone: &[SessionId]) {
+        if let Some(sessions) = &self.sessions {
+            sessions.send_if_modified(|granted| {
+                let before = granted.len();
+                granted.retain(|session| !gone.contains(session));
+                granted.len() != before
+            });
+        }
+    }
+
     pub(crate) fn close(&self, code: CloseCode) {
         close(&self.connection, code);
+    }
+
+    pub(crate) fn is_tunnelled(&self) -> bool {
+        is_virtual(&self.address)
     }
 }
 
@@ -75,7 +93,8 @@ pub(crate) fn accept(relay: &Arc<Relay>, incoming: Incoming, lifecycle: &Lifecyc
         let _ = incoming.retry();
         return;
     }
-    if relay.links() >= relay.max_links {
+    if relay.links() >= relay.max_links.load(Relaxed) {
+        relay.refusals.count("too_many_links");
         incoming.refuse();
         return;
     }
@@ -92,9 +111,13 @@ pub(crate) fn accept(relay: &Arc<Relay>, incoming: Incoming, lifecycle: &Lifecyc
             Ok(Ok(arrival)) => arrival.live(lifecycle).await,
             Ok(Err(error)) => {
                 tracing::debug!(%error, from = %connection.remote_address(), "a caller did not speak the protocol");
+                relay.refusals.count("protocol_error");
                 close(&connection, CloseCode::Protocol);
             }
-            Err(_) => close(&connection, CloseCode::TooSlow),
+            Err(_) => {
+                relay.refusals.count("too_slow");
+                close(&connection, CloseCode::TooSlow);
+            }
         }
     });
 }
@@ -170,6 +193,7 @@ impl Arrival {
         };
         match admitted {
             Err(refused) => {
+                self.relay.refusals.count(&refused.code);
                 tracing::info!(code = refused.code, from = %self.origin(), key = self.key.short(), "a link was refused");
                 let answer = LinkAnswer { answer: Some(link_answer::Answer::Refused(refused)) };
                 if self.writer.send(&answer).await.is_ok() {
@@ -194,12 +218,17 @@ impl Arrival {
         }
         let stranger = || refusal("unknown_hub", "this relay does not serve that hub; its operator adds it with --hub", 60_000);
         let hub = HubId::from_slice(&self.hello.hub_root).map_err(|_| stranger())?;
-        let tenant = self.relay.tenants.get(&hub).ok_or_else(stranger)?.clone();
+        let tenant = self.relay.tenants.get(&hub).ok_or_else(stranger)?;
         match &self.hello.credential {
             Some(Credential::Hub(credential)) => self.admit_hub(tenant, credential),
             Some(Credential::Ticket(signed)) => match self.check_ticket(&tenant, signed) {
                 Ok(grant) => Ok(Standing::Node { tenant, grant, fresh: None }),
-                Err(_) => self.ask_hub(tenant, None).await,
+                // The hub may know better; when it does not, what is wrong with the ticket is the reason.
+                Err(wrong) => self.ask_hub(tenant, None).await.map_err(|refused| match refused.code.as_str() {
+                    "node_unknown" => wrong,
+                    "hub_offline" if wrong.code != refused.code => LinkRefused { retry_after_ms: refused.retry_after_ms, ..wrong },
+                    _ => refused,
+                }),
             },
             Some(Credential::Invite(proof)) => {
                 let terms = invite::open(proof, clock::now_ms()).map_err(|error| refusal("invite_forged", &error.to_string(), 60_000))?;
@@ -248,19 +277,22 @@ impl Arrival {
         let key = tenant.ticket_key().ok_or_else(hub_offline)?;
         let node = NodeId::from(self.key);
         ticket::check(signed, &key, &tenant.hub(), &self.relay.id, &node, clock::now_ms())
-            .map_err(|error| refusal("bad_ticket", &error.to_string(), 1_000))
+            .map_err(|error| refusal(error.code(), &error.to_string(), 60_000))
     }
 
     /// Enters the link under its route; whoever held the route before is told that it was superseded.
-    fn enter(&self, route: Route, tenant: usize, is_hub: bool, budget: Budget) -> Entered {
-        let number = self.relay.next_link();
+    fn enter(&self, route: Route, of: &Arc<Tenant>, sessions: Option<watch::Sender<Vec<SessionId>>>, budget: Budget) -> Entered {
+        let (number, tenant, is_hub) = (self.relay.next_link(), of.index(), sessions.is_none());
         let address = self.connection.remote_address();
-        let handle = LinkHandle { number, tenant, is_hub, connection: self.connection.clone(), address };
+        let handle = LinkHandle { number, tenant, is_hub, connection: self.connection.clone(), address, sessions };
         let admitted = Admitted { address, tenant, is_hub, link: number, budget: Arc::new(budget) };
         self.relay.socket.table_mut().admit(route, admitted);
         let older = self.relay.links.lock().unwrap_or_else(PoisonError::into_inner).insert(route, handle);
         if let Some(older) = older {
             older.close(CloseCode::Superseded);
+        }
+        if !self.relay.tenants.serves(of) {
+            close(&self.connection, CloseCode::Refused); // its hub was removed meanwhile
         }
         Entered { relay: self.relay.clone(), route, number }
     }
@@ -269,7 +301,10 @@ impl Arrival {
         if grant.enrolling {
             return Budget::total(ENROLLING_BYTES);
         }
-        let rate = if grant.bytes_per_second == 0 { self.relay.bytes_per_second } else { grant.bytes_per_second };
+        let rate = match grant.bytes_per_second {
+            0 => Rate::Default(self.relay.bytes_per_second.clone()),
+            own => Rate::Own(own),
+        };
         Budget::rate(rate, Instant::now())
     }
 
@@ -297,12 +332,12 @@ impl Arrival {
     ) {
         let mut hub_state = tenant.state();
         let instance = hub_state.borrow_and_update().instance;
-        let entered = self.enter(route, tenant.index(), false, self.budget(&grant));
+        let sessions = watch::Sender::new(grant.sessions.clone());
+        let entered = self.enter(route, &tenant, Some(sessions.clone()), self.budget(&grant));
         if self.welcome(instance, fresh).await.is_err() {
             return;
         }
         tracing::debug!(node = self.key.short(), address = %self.origin(), "a node is linked");
-        let sessions = watch::Sender::new(grant.sessions.clone());
         self.serve_chunks(&tenant, sessions.subscribe());
         let mut told_to_move = false;
         let reason = loop {
@@ -323,7 +358,7 @@ impl Arrival {
                 () = lifecycle.draining(), if !told_to_move => {
                     told_to_move = true;
                     // What is under way when a node has moved has the other half of the time.
-                    let within_ms = self.relay.spread_ms(self.relay.drain_ms / 2);
+                    let within_ms = self.relay.spread_ms(self.relay.drain_ms.load(Relaxed) / 2);
                     let _ = self.send(from_relay::Frame::Drain(Drain { within_ms })).await;
                     continue;
                 }
@@ -337,7 +372,7 @@ impl Arrival {
                 }
                 Some(to_relay::Frame::Renew(signed)) => match self.check_ticket(&tenant, &signed) {
                     Ok(renewed) => {
-                        if grant.enrolling && !renewed.enrolling {
+                        if (grant.enrolling && !renewed.enrolling) || grant.bytes_per_second != renewed.bytes_per_second {
                             let budget = Arc::new(self.budget(&renewed));
                             let address = self.connection.remote_address();
                             let admitted = Admitted { address, tenant: tenant.index(), is_hub: false, link: entered.number, budget };
@@ -349,7 +384,9 @@ impl Arrival {
                     Err(refused) => tracing::debug!(code = refused.code, "a ticket was not renewed"),
                 },
                 // What only a hub may say, from a node: not the protocol.
-                Some(to_relay::Frame::Admission(_) | to_relay::Frame::Revoke(_)) => break CloseCode::Protocol,
+                Some(
+                    to_relay::Frame::Admission(_) | to_relay::Frame::Revoke(_) | to_relay::Frame::Echoed(_) | to_relay::Frame::Unused(_),
+                ) => break CloseCode::Protocol,
                 None => {}
             }
         };
@@ -370,7 +407,7 @@ impl Arrival {
 
     async fn live_as_hub(mut self, lifecycle: Lifecycle, _own: Route, tenant: Arc<Tenant>, ticket_key: PublicKey, instance: u64) {
         let route = Route::of(tenant.hub().key());
-        let entered = self.enter(route, tenant.index(), true, Budget::Unlimited);
+        let entered = self.enter(route, &tenant, None, Budget::Unlimited);
         if self.welcome(instance, None).await.is_err() {
             return;
         }
@@ -378,6 +415,7 @@ impl Arrival {
         quic::widen(&self.connection, 0, limits::RELAY_CHUNK_STREAMS);
         let hub = LinkedHub::new(frames, self.connection.clone());
         tenant.connect(entered.number, ticket_key, instance, hub.clone() as Arc<dyn Authority>);
+        hub.tell_held(&self.relay.chunks.sessions_of(tenant.index()));
         tracing::info!(hub = %tenant.hub(), address = %self.origin(), "the hub is linked");
         let mut told_to_drain = false;
         let reason = loop {
@@ -394,22 +432,28 @@ impl Arrival {
                 () = lifecycle.draining(), if !told_to_drain => {
                     told_to_drain = true;
                     // It sends nobody here any more, and stays as long as its nodes need it.
-                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms: self.relay.drain_ms })).await;
+                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms: self.relay.drain_ms.load(Relaxed) })).await;
                     continue;
                 }
                 () = lifecycle.stopping() => break CloseCode::ShuttingDown,
             };
             match frame.frame {
                 Some(to_relay::Frame::Ping(nonce)) => {
-                    if self.send(from_relay::Frame::Pong(nonce)).await.is_err() {
+                    let load = from_relay::Frame::Load(self.relay.load());
+                    if self.send(load).await.is_err() || self.send(from_relay::Frame::Pong(nonce)).await.is_err() {
                         break CloseCode::Done;
                     }
                 }
                 Some(to_relay::Frame::Admission(answer)) => hub.answer(answer),
+                Some(to_relay::Frame::Echoed(nonce)) => hub.echoed(nonce),
                 Some(to_relay::Frame::Revoke(key)) => {
                     if let Ok(key) = PublicKey::from_slice(&key) {
                         self.relay.cut(&tenant.hub(), Route::of(&key), CloseCode::Revoked);
                     }
+                }
+                Some(to_relay::Frame::Unused(unused)) => {
+                    let sessions: Vec<_> = unused.session_ids.iter().filter_map(|id| SessionId::from_slice(id).ok()).collect();
+                    self.relay.forget(&tenant.hub(), &sessions, unused.deleted);
                 }
                 Some(to_relay::Frame::Renew(_)) => break CloseCode::Protocol,
                 None => {}

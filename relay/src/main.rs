@@ -5,15 +5,14 @@ use std::{net::SocketAddr, path::PathBuf, process::ExitCode, sync::Arc, time::Du
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cortex_relay::{
-    Options, Relay, TcpOptions,
-    certificate::CertificateFiles,
+    CacheDisk, Options, Relay, TcpOptions,
     config::{EXAMPLE, PREFIX, RelayConfig},
-    http,
+    http, reload,
 };
 use cortex_runtime::{
     config, keyfile,
     lifecycle::{Lifecycle, Parts, exit},
-    telemetry,
+    telemetry::{self, LogFormat},
 };
 use cortex_wire::{id::HubId, invite::RelayEndpoint};
 
@@ -41,6 +40,8 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     /// Run the relay until it is stopped (SIGINT or SIGTERM: links are told to move, then it ends).
+    ///
+    /// With a configuration file, hubs and limits change while it runs: when the file does, or at SIGHUP.
     Serve(Box<Serve>),
     /// Print a configuration file with every setting, documented.
     Config,
@@ -69,27 +70,40 @@ struct Serve {
     /// Where the relay's key is kept.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// A folder for sealed chunks that several nodes may want; it outlives the process [default: memory only].
+    #[arg(long, value_name = "DIR")]
+    cache_dir: Option<PathBuf>,
+    /// What that folder may take [default: 10 GiB].
+    #[arg(long, value_name = "BYTES")]
+    cache_disk_bytes: Option<u64>,
     /// Where /healthz, /readyz and /metrics answer.
     #[arg(long, value_name = "IP:PORT")]
     http: Option<SocketAddr>,
     /// Log level or directives [default: info].
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+    /// How log lines look: auto (text on a terminal, JSON otherwise), text or json.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
 }
 
 impl Serve {
-    fn settings(self) -> anyhow::Result<RelayConfig> {
+    fn settings(&self) -> anyhow::Result<RelayConfig> {
         let mut settings: RelayConfig = config::load(self.config.as_deref(), PREFIX)?;
         settings.listen = self.listen.unwrap_or(settings.listen);
-        settings.address = self.address.or(settings.address);
-        settings.region = self.region.unwrap_or(settings.region);
-        settings.state_dir = self.state_dir.unwrap_or(settings.state_dir);
+        settings.address = self.address.clone().or(settings.address);
+        settings.region = self.region.clone().unwrap_or(settings.region);
+        settings.state_dir = self.state_dir.clone().unwrap_or(settings.state_dir);
+        settings.cache_dir = self.cache_dir.clone().or(settings.cache_dir);
+        settings.cache_disk_bytes = self.cache_disk_bytes.unwrap_or(settings.cache_disk_bytes);
         settings.http = self.http.or(settings.http);
         settings.behind_proxy = self.behind_proxy.or(settings.behind_proxy);
-        settings.log.filter = self.log.unwrap_or(settings.log.filter);
+        settings.log.filter = self.log.clone().unwrap_or(settings.log.filter);
+        settings.log.format = self.log_format.unwrap_or(settings.log.format);
         if !self.hubs.is_empty() {
-            settings.hubs = self.hubs;
+            settings.hubs.clone_from(&self.hubs);
         }
+        settings.certificate_files()?;
         Ok(settings)
     }
 }
@@ -113,7 +127,7 @@ fn main() -> ExitCode {
                 .enable_all()
                 .build()
                 .context("cannot start")
-                .and_then(|rt| rt.block_on(run(settings)));
+                .and_then(|rt| rt.block_on(run(settings, *serve)));
             match run {
                 Ok(()) => ExitCode::from(exit::OK),
                 Err(error) => fail(&error, exit::FAILURE),
@@ -127,15 +141,12 @@ fn fail(error: &anyhow::Error, code: u8) -> ExitCode {
     ExitCode::from(code)
 }
 
-async fn run(settings: RelayConfig) -> anyhow::Result<()> {
+async fn run(settings: RelayConfig, serve: Serve) -> anyhow::Result<()> {
     let key = keyfile::load_or_create(&settings.state_dir.join("relay.key"))?;
-    let certificate = match (settings.certificate, settings.certificate_key) {
-        (Some(chain), Some(key)) => Some(CertificateFiles { chain, key }),
-        (None, None) => None,
-        _ => anyhow::bail!("`certificate` and `certificate_key` in the configuration belong together; set both or none"),
-    };
     let name =
         settings.address.as_deref().and_then(|address| address.rsplit_once(':')).map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
+    let certificate = settings.certificate_files()?;
+    let current = settings.clone();
     let relay = Relay::bind(Options {
         listen: settings.listen,
         key,
@@ -144,11 +155,20 @@ async fn run(settings: RelayConfig) -> anyhow::Result<()> {
         max_links: settings.max_links,
         bytes_per_second: settings.bytes_per_second,
         cache_bytes: settings.cache_bytes,
+        cache_disk: settings.cache_dir.map(|folder| CacheDisk { folder, bytes: settings.cache_disk_bytes }),
         drain_ms: settings.drain_ms,
         tcp: TcpOptions { behind_proxy: settings.behind_proxy, certificate, names: name.into_iter().collect() },
     })?;
     let lifecycle = Lifecycle::new();
-    tokio::spawn(lifecycle.clone().follow_signals(Duration::from_millis(settings.drain_ms)));
+    let grace = Duration::from_millis(settings.drain_ms);
+    match serve.config.clone() {
+        None => _ = tokio::spawn(lifecycle.clone().follow_signals(grace)),
+        Some(file) => {
+            tokio::spawn(lifecycle.clone().follow_signals_but_hangups(grace));
+            let relay = relay.clone();
+            tokio::spawn(async move { reload::follow(relay, current, &file, || serve.settings()).await });
+        }
+    }
     let address = settings.address.unwrap_or(relay.local_addr()?.to_string());
     println!("{}", RelayEndpoint { address: address.clone(), id: relay.id(), region: String::new() });
     tracing::info!(listen = %relay.local_addr()?, address, hubs = settings.hubs.len(), "the relay is ready");

@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     fmt,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
     time::Instant,
 };
 
@@ -194,9 +197,27 @@ pub enum Budget {
     /// As much as it wants.
     Unlimited,
     /// A total, for a node that enrols.
-    Total(std::sync::atomic::AtomicI64),
+    Total(AtomicI64),
     /// A rate, with one second's worth in reserve.
-    Rate(Mutex<Bucket>),
+    Rate(Rate, Mutex<Bucket>),
+}
+
+/// Bytes per second; 0: no limit.
+#[derive(Debug, Clone)]
+pub enum Rate {
+    /// Of this link.
+    Own(u64),
+    /// What the operator gives to all; it may change under living links.
+    Default(Arc<AtomicU64>),
+}
+
+impl Rate {
+    fn now(&self) -> u64 {
+        match self {
+            Self::Own(rate) => *rate,
+            Self::Default(rate) => rate.load(Relaxed),
+        }
+    }
 }
 
 impl Budget {
@@ -205,14 +226,11 @@ impl Budget {
         Self::Total(bytes.into())
     }
 
-    /// This many bytes per second; 0: no limit.
-    pub fn rate(bytes_per_second: u64, now: Instant) -> Self {
-        if bytes_per_second == 0 {
-            return Self::Unlimited;
-        }
+    /// This many bytes per second.
+    pub fn rate(rate: Rate, now: Instant) -> Self {
         #[expect(clippy::cast_precision_loss, reason = "a rate above 2^53 bytes per second is no limit")]
-        let rate = bytes_per_second as f64;
-        Self::Rate(Mutex::new(Bucket { rate, held: rate, at: now }))
+        let held = rate.now() as f64;
+        Self::Rate(rate, Mutex::new(Bucket { held, at: now }))
     }
 
     fn spend(&self, bytes: usize, now: Instant) -> bool {
@@ -220,9 +238,12 @@ impl Budget {
             Self::Unlimited => true,
             Self::Total(left) => {
                 let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-                left.fetch_sub(bytes, std::sync::atomic::Ordering::Relaxed) >= bytes
+                left.fetch_sub(bytes, Relaxed) >= bytes
             }
-            Self::Rate(bucket) => bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(bytes, now),
+            Self::Rate(rate, bucket) => match rate.now() {
+                0 => true,
+                rate => bucket.lock().unwrap_or_else(PoisonError::into_inner).spend(rate, bytes, now),
+            },
         }
     }
 }
@@ -230,18 +251,17 @@ impl Budget {
 /// A token bucket.
 #[derive(Debug)]
 pub struct Bucket {
-    rate: f64,
     held: f64,
     at: Instant,
 }
 
 impl Bucket {
-    fn spend(&mut self, bytes: usize, now: Instant) -> bool {
-        let earned = now.saturating_duration_since(self.at).as_secs_f64() * self.rate;
-        self.held = (self.held + earned).min(self.rate);
+    #[expect(clippy::cast_precision_loss, reason = "a rate above 2^53 bytes per second is no limit, and a batch is at most 64 KiB")]
+    fn spend(&mut self, rate: u64, bytes: usize, now: Instant) -> bool {
+        let (rate, bytes) = (rate as f64, bytes as f64);
+        let earned = now.saturating_duration_since(self.at).as_secs_f64() * rate;
+        self.held = (self.held + earned).min(rate);
         self.at = now;
-        #[expect(clippy::cast_precision_loss, reason = "a batch is at most 64 KiB")]
-        let bytes = bytes as f64;
         let enough = self.held >= bytes;
         if enough {
             self.held -= bytes;
@@ -340,9 +360,24 @@ mod tests {
         let start = Instant::now();
         let total = Budget::total(250);
         assert!(total.spend(100, start) && total.spend(100, start) && !total.spend(100, start));
-        let rate = Budget::rate(1000, start);
+        let rate = Budget::rate(Rate::Own(1000), start);
         assert!(rate.spend(1000, start) && !rate.spend(1, start));
         assert!(rate.spend(400, start + Duration::from_millis(500)));
         assert!(!rate.spend(400, start + Duration::from_millis(500)));
+    }
+
+    #[test]
+    fn a_rate_for_all_changes_under_those_who_have_it() {
+        let start = Instant::now();
+        let second = |n| start + Duration::from_secs(n);
+        let rate = Arc::new(AtomicU64::new(0));
+        let budget = Budget::rate(Rate::Default(rate.clone()), start);
+        assert!(budget.spend(1_000_000, start), "no limit");
+        rate.store(1000, Relaxed);
+        assert!(budget.spend(1000, second(5)) && !budget.spend(1, second(5)), "a second's worth is in reserve, and no more");
+        rate.store(100, Relaxed);
+        assert!(budget.spend(100, second(6)) && !budget.spend(100, second(6)));
+        rate.store(0, Relaxed);
+        assert!(budget.spend(1_000_000, second(6)));
     }
 }

@@ -20,6 +20,7 @@ use std::{
 };
 
 use cortex_runtime::{
+    metrics::Histogram,
     packet::{Batch, Inbox, Malformed, Outbox, batches},
     socket::Port,
     tunnel::{address_of, is_virtual},
@@ -49,6 +50,8 @@ pub struct Counters {
     pub bytes: AtomicU64,
     /// Packets for the relay itself.
     pub own: AtomicU64,
+    /// How long packets waited for a tunnel to take them. Those over UDP do not wait.
+    pub queued: Arc<Histogram>,
     dropped: [AtomicU64; Drop::ALL.len()],
 }
 

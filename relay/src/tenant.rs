@@ -1,21 +1,28 @@
 //! The hubs this relay serves.
 //!
-//! A [`Tenant`] exists for every hub in the configuration, connected or not. While its hub is connected, the relay asks it about nodes that hold no ticket; while it is
+//! A [`Tenant`] exists for every hub in the configuration, connected or not; the operator may change the list while the relay runs ([`Tenants::keep`]). While its hub is connected, the relay asks it about nodes that hold no ticket; while it is
 //! not, tickets that were issued before still admit, and nobody new is.
 
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
+use bytes::Bytes;
 pub use cortex_runtime::chunk::BoxFuture;
 use cortex_runtime::chunk::{ChunkClient, ChunkSource};
 use cortex_wire::{
-    id::HubId,
+    id::{HubId, SessionId},
     key::PublicKey,
-    schema::{Admission, AdmissionAnswer, FromRelay, HubState, LinkRefused, NodeGone, admission_answer::Answer, from_relay::Frame},
+    limits,
+    schema::{
+        Admission, AdmissionAnswer, FromRelay, HeldSessions, HubState, LinkRefused, NodeGone, admission_answer::Answer, from_relay::Frame,
+    },
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -27,6 +34,59 @@ pub trait Authority: Send + Sync + 'static {
     fn gone(&self, gone: NodeGone);
     /// The chunks that it holds.
     fn chunks(&self) -> Arc<dyn ChunkSource>;
+    /// Whether it answers when it is asked. It may take as long as it wants.
+    fn echo(&self) -> BoxFuture<'_, bool>;
+}
+
+/// The hubs of the configuration.
+#[derive(Debug, Default)]
+pub struct Tenants {
+    by_hub: RwLock<HashMap<HubId, Arc<Tenant>>>,
+    /// Numbers are not given twice: what a hub left behind is nobody else's.
+    next: AtomicUsize,
+}
+
+impl Tenants {
+    /// These hubs.
+    pub fn new(hubs: &[HubId]) -> Self {
+        let tenants = Self::default();
+        tenants.keep(hubs);
+        tenants
+    }
+
+    /// The tenant for a hub that is served.
+    pub fn get(&self, hub: &HubId) -> Option<Arc<Tenant>> {
+        self.by_hub.read().unwrap_or_else(PoisonError::into_inner).get(hub).cloned()
+    }
+
+    /// All of them, those that came first first.
+    pub fn all(&self) -> Vec<Arc<Tenant>> {
+        let mut all: Vec<_> = self.by_hub.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        all.sort_by_key(|tenant| tenant.index);
+        all
+    }
+
+    /// The hubs, by the numbers of their tenants.
+    pub(crate) fn numbers(&self) -> HashMap<usize, HubId> {
+        self.all().iter().map(|tenant| (tenant.index, tenant.hub)).collect()
+    }
+
+    /// Whether a tenant is still served: it may have been removed while a link was on its way in.
+    pub(crate) fn serves(&self, tenant: &Arc<Tenant>) -> bool {
+        self.get(&tenant.hub).is_some_and(|known| Arc::ptr_eq(&known, tenant))
+    }
+
+    /// Serves these hubs and no others from now on. Returns how many are new, and those that were removed.
+    pub(crate) fn keep(&self, hubs: &[HubId]) -> (usize, Vec<Arc<Tenant>>) {
+        let mut by_hub = self.by_hub.write().unwrap_or_else(PoisonError::into_inner);
+        let before = by_hub.len();
+        let removed: Vec<_> = by_hub.extract_if(|hub, _| !hubs.contains(hub)).map(|(_, tenant)| tenant).collect();
+        let left = before - removed.len();
+        for hub in hubs {
+            by_hub.entry(*hub).or_insert_with(|| Arc::new(Tenant::new(*hub, self.next.fetch_add(1, Relaxed))));
+        }
+        (by_hub.len() - left, removed)
+    }
 }
 
 /// One hub.
@@ -109,6 +169,8 @@ pub struct LinkedHub {
 struct Pending {
     next: u64,
     answers: HashMap<u64, oneshot::Sender<Answer>>,
+    /// The last one; who asked before hears nothing.
+    echo: Option<(u64, oneshot::Sender<()>)>,
 }
 
 impl LinkedHub {
@@ -126,6 +188,23 @@ impl LinkedHub {
         let waiting = self.pending.lock().unwrap_or_else(PoisonError::into_inner).answers.remove(&answer.request);
         if let (Some(waiting), Some(answer)) = (waiting, answer.answer) {
             let _ = waiting.send(answer);
+        }
+    }
+
+    /// The hub is there.
+    pub(crate) fn echoed(&self, nonce: u64) {
+        let waiting = self.pending.lock().unwrap_or_else(PoisonError::into_inner).echo.take_if(|(asked, _)| *asked == nonce);
+        if let Some((_, waiting)) = waiting {
+            let _ = waiting.send(());
+        }
+    }
+
+    /// It is told of which sessions the relay holds chunks, and answers which of them are not used any more.
+    pub(crate) fn tell_held(&self, sessions: &[SessionId]) {
+        for some in sessions.chunks(limits::LINK_SESSIONS) {
+            let held = HeldSessions { session_ids: some.iter().map(|session| Bytes::copy_from_slice(session.as_bytes())).collect() };
+            // When the queue is full, they are told at the next link.
+            let _ = self.frames.try_send(FromRelay { frame: Some(Frame::Held(held)) });
         }
     }
 
@@ -161,6 +240,17 @@ impl Authority for LinkedHub {
 
     fn chunks(&self) -> Arc<dyn ChunkSource> {
         Arc::new(self.chunks.clone())
+    }
+
+    fn echo(&self) -> BoxFuture<'_, bool> {
+        let (tell, told) = oneshot::channel();
+        let nonce = {
+            let mut pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+            pending.next += 1;
+            pending.echo = Some((pending.next, tell));
+            pending.next
+        };
+        Box::pin(async move { self.frames.try_send(FromRelay { frame: Some(Frame::Echo(nonce)) }).is_ok() && told.await.is_ok() })
     }
 }
 

@@ -202,7 +202,7 @@ async fn carry<S: AsyncRead + AsyncWrite + Unpin>(
     origin: SocketAddr,
     place: Place,
 ) -> Ended {
-    let outbox = Arc::new(Outbox::new(limits::STREAM_QUEUE_BYTES));
+    let outbox = Arc::new(Outbox::timed(limits::STREAM_QUEUE_BYTES, relay.counters().queued.clone()));
     let open = Open { relay: relay.clone(), address: relay.socket.open_tunnel(outbox.clone(), origin) };
     let mut place = Some(place);
     let mut before_admission = 0;

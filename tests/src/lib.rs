@@ -7,6 +7,7 @@
 //! | [`api`], [`events`] | the hub's HTTP API and its event streams, as a client sees them |
 //! | [`files`] | a session's files, by the same API |
 //! | [`rogue`] | a node made by hand, which says what a peer would not |
+//! | [`malice`] | a relay of the enemy, which alters, drops, replays and swaps what it carries |
 //! | [`decoders`] | everything that reads what strangers send, for the fuzzer |
 //! | [`net`] | networks of namespaces with NAT, and faults in them |
 //! | [`switch`] | delay, reordering, doubling and loss of datagrams, by a seed |
@@ -34,6 +35,7 @@ pub mod decoders;
 pub mod events;
 pub mod files;
 pub mod hub;
+pub mod malice;
 pub mod net;
 pub mod peer;
 pub mod program;

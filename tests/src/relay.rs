@@ -63,6 +63,15 @@ impl Relay {
         Ok(relay)
     }
 
+    /// What its `/readyz`, `/metrics`, … answers, when it was started with `--http` at this address: the status, and the text.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn ask(http: &str, path: &str) -> Result<(u16, String)> {
+        let answer = reqwest::get(format!("http://{http}{path}")).await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
+    }
+
     /// `host:port`.
     pub fn address(&self) -> &str {
         self.endpoint.split('#').next().unwrap_or_default()

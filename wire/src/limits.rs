@@ -82,6 +82,8 @@ pub const FILE_BYTES: u64 = 16 * 1024 * 1024 * 1024;
 pub const WORKSPACE_ENTRIES: usize = 1_000_000;
 /// Workspaces that a node names when it registers. Those that are gone are forgotten, so the others come up another time.
 pub const HELD_WORKSPACES: usize = 512;
+/// Sessions in one frame of a link between hub and relay.
+pub const LINK_SESSIONS: usize = 2_048;
 /// Sessions in one ticket.
 pub const TICKET_SESSIONS: usize = 256;
 /// One message of a stream that carries packets where UDP does not get through: a batch of them, each after its length. As much as one segmented send.

@@ -16,12 +16,27 @@ pub enum TicketError {
     /// Not signed by the hub's ticket key, or malformed.
     #[error("the ticket is not the hub's")]
     Forged(#[from] KeyError),
-    /// For another hub, relay or node, or with a route that is not the node's.
-    #[error("the ticket is for another hub, relay or node")]
+    /// For another hub or relay.
+    #[error("the ticket is for another hub or relay")]
     WrongAudience,
+    /// For another node: it was stolen, or copied.
+    #[error("the ticket is another node's")]
+    Stolen,
     /// Its time is over.
     #[error("the ticket has expired")]
     Expired,
+}
+
+impl TicketError {
+    /// Stable text for logs and refusals.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Forged(_) => "ticket_forged",
+            Self::WrongAudience => "ticket_for_another",
+            Self::Stolen => "ticket_stolen",
+            Self::Expired => "ticket_expired",
+        }
+    }
 }
 
 /// What a verified ticket grants.
@@ -84,12 +99,11 @@ pub fn check(
 ) -> Result<Grant, TicketError> {
     let ticket: Ticket = ticket_key.open(Domain::Ticket, signed)?;
     let route = Route::of(node.key());
-    let fits = ticket.hub_root == hub.key().as_bytes()[..]
-        && ticket.relay_key == relay.key().as_bytes()[..]
-        && ticket.node_key == node.key().as_bytes()[..]
-        && ticket.route == route.as_bytes()[..];
-    if !fits {
+    if ticket.hub_root != hub.key().as_bytes()[..] || ticket.relay_key != relay.key().as_bytes()[..] {
         return Err(TicketError::WrongAudience);
+    }
+    if ticket.node_key != node.key().as_bytes()[..] || ticket.route != route.as_bytes()[..] {
+        return Err(TicketError::Stolen);
     }
     if now_ms > ticket.expires_at_ms {
         return Err(TicketError::Expired);
@@ -128,7 +142,7 @@ mod tests {
         assert_eq!(check(&signed, &public, &hub, &relay, &node, 101), Err(TicketError::Expired));
         let other = key(9).public();
         assert_eq!(check(&signed, &public, &hub, &other.into(), &node, 1), Err(TicketError::WrongAudience));
-        assert_eq!(check(&signed, &public, &hub, &relay, &other.into(), 1), Err(TicketError::WrongAudience));
+        assert_eq!(check(&signed, &public, &hub, &relay, &other.into(), 1), Err(TicketError::Stolen));
         assert_eq!(check(&signed, &public, &other.into(), &relay, &node, 1), Err(TicketError::WrongAudience));
         assert_eq!(check(&signed, &other, &hub, &relay, &node, 1), Err(TicketError::Forged(KeyError::BadSignature)));
     }

@@ -51,6 +51,10 @@ struct RelayView {
     draining: bool,
     /// Program and version.
     version: String,
+    /// Percent of what it can carry: the larger of places taken and processor time. Null while it is not linked.
+    load: Option<u32>,
+    /// What carries the link: `udp`, `tcp` where UDP does not get through, `memory` for the relay in the hub's process. Null while it is not linked.
+    carrier: Option<&'static str>,
 }
 
 impl From<RelayStatus> for RelayView {
@@ -66,6 +70,8 @@ impl From<RelayStatus> for RelayView {
             rtt_us: relay.rtt_us,
             draining: relay.draining,
             version: relay.version,
+            load: relay.load,
+            carrier: relay.carrier,
         }
     }
 }

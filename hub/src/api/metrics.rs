@@ -1,7 +1,6 @@
-//! Counts for operators, in the text format that Prometheus reads.
+//! What the API counts for operators.
 
 use std::{
-    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -15,50 +14,16 @@ use axum::{
     middleware::Next,
     response::Response,
 };
+pub use cortex_runtime::metrics::{Exposition, Histogram};
 
 use super::Api;
-
-/// Upper bounds of the latency buckets, in microseconds.
-const BUCKETS_US: [u64; 10] = [500, 1_000, 2_000, 5_000, 10_000, 25_000, 50_000, 100_000, 500_000, 2_500_000];
 
 /// What is counted while the hub runs.
 #[derive(Debug, Default)]
 pub struct Metrics {
     /// By hundreds of the status.
     requests: [AtomicU64; 6],
-    dispatches: Latency,
-}
-
-#[derive(Debug, Default)]
-struct Latency {
-    buckets: [AtomicU64; BUCKETS_US.len()],
-    count: AtomicU64,
-    sum_us: AtomicU64,
-}
-
-impl Latency {
-    fn note(&self, took: Duration) {
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        for (bound, bucket) in BUCKETS_US.iter().zip(&self.buckets) {
-            if took_us <= *bound {
-                bucket.fetch_add(1, Relaxed);
-            }
-        }
-        self.sum_us.fetch_add(took_us, Relaxed);
-        self.count.fetch_add(1, Relaxed);
-    }
-
-    #[expect(clippy::cast_precision_loss, reason = "microseconds shown as seconds")]
-    fn write(&self, out: &mut Exposition, name: &str, help: &str) {
-        out.head(name, "histogram", help);
-        let count = self.count.load(Relaxed);
-        for (bound, bucket) in BUCKETS_US.iter().zip(&self.buckets) {
-            out.line(&format!("{name}_bucket{{le=\"{}\"}}", *bound as f64 / 1e6), bucket.load(Relaxed));
-        }
-        out.line(&format!("{name}_bucket{{le=\"+Inf\"}}"), count);
-        out.line(&format!("{name}_sum"), self.sum_us.load(Relaxed) as f64 / 1e6);
-        out.line(&format!("{name}_count"), count);
-    }
+    dispatches: Histogram,
 }
 
 impl Metrics {
@@ -93,27 +58,6 @@ pub async fn count(State(api): State<Arc<Api>>, request: Request, next: Next) ->
         tracing::debug!(%method, path, status = response.status().as_u16(), took_us = began.elapsed().as_micros(), "answered");
     }
     response
-}
-
-/// Text in Prometheus' exposition format.
-#[derive(Debug, Default)]
-pub struct Exposition(String);
-
-impl Exposition {
-    /// Begins a metric.
-    pub fn head(&mut self, name: &str, kind: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}");
-    }
-
-    /// One value of it, under a name with labels.
-    pub fn line(&mut self, name: &str, value: impl std::fmt::Display) {
-        let _ = writeln!(self.0, "{name} {value}");
-    }
-
-    /// The whole text.
-    pub fn into_text(self) -> String {
-        self.0
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use axum::{
 };
 use cortex_runtime::lifecycle::Lifecycle;
 use cortex_wire::{
-    id::{NodeId, RelayId, TaskId},
+    id::{NodeId, RelayId, SessionId, TaskId},
     invite::RelayEndpoint,
     key::{Domain, SecretKey},
     schema::{TaskResponse, task_response::Exit},
@@ -73,6 +73,7 @@ impl Mesh for Quiet {
     }
     fn node_changed(&self, _node: NodeId) {}
     fn sessions_changed(&self, _node: NodeId) {}
+    fn session_unused(&self, _session: SessionId, _deleted: bool) {}
     fn add_relay(&self, _: RelayEndpoint) {}
 
     fn remove_relay(&self, _: RelayId) {}
@@ -89,6 +90,8 @@ impl Mesh for Quiet {
             rtt_us: None,
             draining: false,
             version: "test".into(),
+            load: Some(0),
+            carrier: Some("memory"),
         }]
     }
 }

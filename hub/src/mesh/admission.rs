@@ -8,10 +8,10 @@ use cortex_runtime::{
     clock,
 };
 use cortex_wire::{
-    id::{NodeId, RelayId},
+    id::{NodeId, RelayId, SessionId},
     invite, limits,
     mirror::seal::{Sealed, Sid},
-    schema::{Admission, LinkRefused, NodeGone, Signed, admission_answer::Answer},
+    schema::{Admission, HeldSessions, LinkRefused, NodeGone, Signed, admission_answer::Answer},
     ticket::{self, Grant},
 };
 
@@ -52,6 +52,24 @@ impl Gatekeeper {
     /// The chunks as one relay's nodes see them.
     pub(crate) fn chunks(&self) -> Arc<dyn ChunkSource> {
         Arc::new(Desk { hub: self.hub.clone() })
+    }
+
+    /// Of these sessions, those that no node may ask a relay for chunks of: the deleted ones (`true`), and those that are not used now.
+    pub(crate) async fn unused(&self, held: &HeldSessions) -> Vec<(bool, Vec<SessionId>)> {
+        let ids: Vec<_> = held.session_ids.iter().take(limits::LINK_SESSIONS).filter_map(|id| SessionId::from_slice(id).ok()).collect();
+        let found = self.hub.db.read::<_, StoreError>(move |tx| {
+            let (mut deleted, mut unused) = (Vec::new(), Vec::new());
+            for id in ids {
+                match SESSIONS.get(tx, &id)? {
+                    None => deleted.push(id),
+                    Some(session) if session.has_no_reader() => unused.push(id),
+                    Some(_) => {}
+                }
+            }
+            Ok(vec![(true, deleted), (false, unused)])
+        });
+        let found = found.await.inspect_err(|error| tracing::error!(%error, "cannot look up what a relay holds")).unwrap_or_default();
+        found.into_iter().filter(|(_, sessions)| !sessions.is_empty()).collect()
     }
 
     /// A ticket for a node at a relay, with the sessions that the node is attached to.
@@ -131,6 +149,11 @@ impl Authority for AtRelay {
     fn chunks(&self) -> Arc<dyn ChunkSource> {
         self.gatekeeper.chunks()
     }
+
+    fn echo(&self) -> BoxFuture<'_, bool> {
+        // The same process: who asks is there.
+        Box::pin(async { true })
+    }
 }
 
 /// Gives out and takes in chunks of the sessions that a node is attached to at that moment.
@@ -168,6 +191,7 @@ impl ChunkSource for Desk {
         Box::pin(async move {
             for group in sids.chunks(Self::GROUP) {
                 let chunks = self.open(asker).await?.read(group.to_vec()).await.map_err(|error| refused(&error))?;
+                self.hub.mirrors.counters.left(chunks.iter().flatten().map(|chunk| chunk.bytes().len() as u64).sum());
                 for (sid, chunk) in group.iter().zip(chunks) {
                     if found.send(Found { sid: *sid, chunk }).await.is_err() {
                         return Ok(());
@@ -180,7 +204,7 @@ impl ChunkSource for Desk {
 
     fn store(&self, asker: Asker, chunks: mpsc::Receiver<Sealed>) -> BoxFuture<'_, Result<u64, ChunkError>> {
         Box::pin(async move {
-            let stored = self.open(asker).await?.store(chunks).await;
+            let stored = self.open(asker).await?.store(chunks, &self.hub.mirrors.counters).await;
             // It may have been detached, or the session deleted, while they came.
             self.open(asker).await?;
             stored.map_err(|error| refused(&error))

@@ -9,31 +9,38 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use cortex_runtime::{
     chunk,
-    clock::Backoff,
+    clock::{self, Backoff},
     link::{self, Link, LinkError},
     reach,
     socket::{Carrier, NodeSocket},
 };
 use cortex_wire::{
     close::CloseCode,
-    id::NodeId,
+    id::{NodeId, SessionId},
     invite::RelayEndpoint,
+    limits,
     route::RelayTag,
-    schema::{AdmissionAnswer, FromRelay, HubCredential, RelayNews, RelaySight, ToRelay, from_relay, link_hello::Credential, to_relay},
+    schema::{
+        AdmissionAnswer, FromRelay, HubCredential, RelayNews, RelaySight, ToRelay, UnusedSessions, from_relay, link_hello::Credential,
+        to_relay,
+    },
     text,
 };
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    hub::{RelayStatus, lock},
+    hub::{RelayCheck, RelayStatus, lock},
     mesh::{AGENT, Network, admission::Gatekeeper},
 };
 
 /// How often a link is probed: this also keeps a NAT in front of the hub open.
 const PING: Duration = Duration::from_secs(2);
+/// How long readiness waits for a relay.
+const ECHO: Duration = Duration::from_secs(2);
 /// A relay that was removed keeps its link so long, for its nodes to move.
 const LEAVING: Duration = Duration::from_secs(10);
 /// A link that lived this long may start its next outage with the shortest wait. Shorter than a peer's: there is one hub, and all its nodes behind the relay wait for it.
@@ -45,6 +52,8 @@ pub struct RelayLink {
     pub(crate) relay: RelayEndpoint,
     configured: bool,
     live: Mutex<Live>,
+    /// The last ping that was answered.
+    answered: watch::Sender<u64>,
     /// Ends the link.
     pub(crate) removed: CancellationToken,
     /// Tells nodes when something is different.
@@ -57,6 +66,9 @@ struct Live {
     draining: bool,
     version: String,
     rtt: Option<Duration>,
+    load: u32,
+    region: String,
+    carrier: Option<&'static str>,
     frames: Option<mpsc::Sender<ToRelay>>,
     connection: Option<quinn::Connection>,
     /// Where it sees the hub's packets come from.
@@ -65,7 +77,7 @@ struct Live {
 
 impl RelayLink {
     pub(crate) fn new(relay: RelayEndpoint, configured: bool, news: NewsSender) -> Self {
-        Self { relay, configured, live: Mutex::default(), removed: CancellationToken::new(), news }
+        Self { relay, configured, live: Mutex::default(), answered: watch::Sender::default(), removed: CancellationToken::new(), news }
     }
 
     fn sight(&self) -> RelaySight {
@@ -75,6 +87,7 @@ impl RelayLink {
             online: live.online,
             rtt_us: live.rtt.map(micros).unwrap_or_default(),
             draining: live.draining || self.removed.is_cancelled(),
+            load: live.load,
         }
     }
 
@@ -92,8 +105,12 @@ impl RelayLink {
 
     pub(crate) fn status(&self, nodes: u64) -> RelayStatus {
         let live = lock(&self.live);
+        let mut endpoint = self.relay.clone();
+        if endpoint.region.is_empty() {
+            endpoint.region.clone_from(&live.region);
+        }
         RelayStatus {
-            endpoint: self.relay.clone(),
+            endpoint,
             embedded: false,
             configured: self.configured,
             online: live.online,
@@ -101,13 +118,45 @@ impl RelayLink {
             rtt_us: live.rtt.map(micros),
             draining: live.draining,
             version: live.version.clone(),
+            load: live.online.then_some(live.load),
+            carrier: live.carrier,
         }
+    }
+
+    /// Asks the relay whether it is there.
+    pub(crate) async fn check(&self) -> RelayCheck {
+        let nonce = u64::from_le_bytes(clock::random());
+        let mut answered = self.answered.subscribe();
+        let frames = lock(&self.live).frames.clone();
+        let problem = match frames {
+            None => Some("not linked; the log says why".to_owned()),
+            Some(frames) => {
+                let asked = frames.try_send(ToRelay { frame: Some(to_relay::Frame::Ping(nonce)) });
+                let answer = async { asked.is_ok() && answered.wait_for(|answered| *answered == nonce).await.is_ok() };
+                let in_time = tokio::time::timeout(ECHO, answer).await.unwrap_or(false);
+                (!in_time).then(|| format!("no answer over its link within {} s", ECHO.as_secs()))
+            }
+        };
+        RelayCheck { relay: self.relay.id, problem }
+    }
+
+    /// What carries the link now.
+    fn carrier(&self, network: &Network) -> Option<&'static str> {
+        network.socket.carrier(RelayTag::of(self.relay.id.key())).map(|carrier| carrier.label())
     }
 
     /// Ends the link of a relay that was removed.
     fn close(&self) {
         if let Some(connection) = lock(&self.live).connection.take() {
             connection.close(quinn::VarInt::from_u32(CloseCode::Done.number()), CloseCode::Done.text().as_bytes());
+        }
+    }
+
+    /// No node may ask for chunks of these sessions any more.
+    pub(crate) fn forget(&self, sessions: &[SessionId], deleted: bool) {
+        if let Some(frames) = &lock(&self.live).frames {
+            // When the queue is full, the relay hears it at its next link: it says what it holds.
+            let _ = frames.try_send(unused(sessions, deleted));
         }
     }
 
@@ -140,7 +189,7 @@ async fn keep_on(network: Arc<Network>, link: Arc<RelayLink>, gatekeeper: Arc<Ga
             Ok(dialled) => {
                 let since = Instant::now();
                 tracing::info!(relay = link.relay.address, agent = text::clean(&dialled.welcome.agent, 64), "linked to a relay");
-                let reason = live(&link, dialled, &gatekeeper).await;
+                let reason = live(&network, &link, dialled, &gatekeeper).await;
                 link.update(|live| *live = Live::default());
                 tracing::warn!(relay = link.relay.address, reason, "the link to a relay has ended");
                 if since.elapsed() > HEALTHY {
@@ -160,7 +209,7 @@ async fn dial(network: &Network, relay: &RelayEndpoint) -> Result<Link, LinkErro
 }
 
 /// Serves a link until it ends, and says why it did.
-async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> String {
+async fn live(network: &Network, link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> String {
     let Link { ref connection, welcome, mut reader, mut writer, .. } = dialled;
     let (frames, mut outgoing) = mpsc::channel(1024);
     let version = text::clean(&welcome.agent, 64);
@@ -169,6 +218,9 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
         draining: false,
         version,
         rtt: Some(connection.rtt()),
+        load: 0,
+        region: text::clean(&welcome.region, limits::NAME_BYTES),
+        carrier: link.carrier(network),
         frames: Some(frames.clone()),
         connection: Some(connection.clone()),
         observed: welcome.observed_address.parse().ok(),
@@ -183,9 +235,16 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
         tokio::select! {
             frame = reader.next::<FromRelay>() => match frame {
                 Ok(Some(FromRelay { frame: Some(frame) })) => match frame {
-                    from_relay::Frame::Pong(_) => {
+                    from_relay::Frame::Pong(nonce) => {
                         unanswered = 0;
-                        link.update(|live| live.rtt = Some(connection.rtt()));
+                        link.answered.send_replace(nonce);
+                        let carrier = link.carrier(network);
+                        link.update(|live| (live.rtt, live.carrier) = (Some(connection.rtt()), carrier));
+                    }
+                    // With the pong behind it, the nodes hear of it.
+                    from_relay::Frame::Load(percent) => lock(&link.live).load = percent.min(100),
+                    from_relay::Frame::Echo(nonce) => {
+                        if let Err(error) = writer.send(&ToRelay { frame: Some(to_relay::Frame::Echoed(nonce)) }).await { return error.to_string() }
                     }
                     from_relay::Frame::Admission(admission) => {
                         let (gatekeeper, frames, relay) = (gatekeeper.clone(), frames.clone(), link.relay.id);
@@ -198,6 +257,14 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
                     from_relay::Frame::Drain(_) => {
                         tracing::info!(relay = link.relay.address, "a relay is being stopped; its nodes move");
                         link.update(|live| live.draining = true);
+                    }
+                    from_relay::Frame::Held(held) => {
+                        let (gatekeeper, frames) = (gatekeeper.clone(), frames.clone());
+                        tokio::spawn(async move {
+                            for (deleted, sessions) in gatekeeper.unused(&held).await {
+                                let _ = frames.send(unused(&sessions, deleted)).await;
+                            }
+                        });
                     }
                     from_relay::Frame::NodeGone(_) | from_relay::Frame::HubState(_) => {}
                 },
@@ -218,6 +285,11 @@ async fn live(link: &RelayLink, dialled: Link, gatekeeper: &Arc<Gatekeeper>) -> 
             }
         }
     }
+}
+
+fn unused(sessions: &[SessionId], deleted: bool) -> ToRelay {
+    let session_ids = sessions.iter().map(|session| Bytes::copy_from_slice(session.as_bytes())).collect();
+    ToRelay { frame: Some(to_relay::Frame::Unused(UnusedSessions { session_ids, deleted })) }
 }
 
 fn micros(time: Duration) -> u64 {
@@ -266,11 +338,14 @@ impl NewsSender {
     }
 }
 
-/// Whether nodes have to hear of it: round trips are always a little different.
+/// Whether nodes have to hear of it: round trips and loads are always a little different.
 fn differs(told: &RelaySight, now: &RelaySight) -> bool {
     const LITTLE_US: u64 = 3_000;
+    const LITTLE_LOAD: u32 = 10;
     let apart = told.rtt_us.abs_diff(now.rtt_us);
-    (told.online, told.draining) != (now.online, now.draining) || (apart > LITTLE_US && apart * 4 > told.rtt_us)
+    (told.online, told.draining) != (now.online, now.draining)
+        || (apart > LITTLE_US && apart * 4 > told.rtt_us)
+        || told.load.abs_diff(now.load) >= LITTLE_LOAD
 }
 
 #[cfg(test)]
@@ -283,7 +358,7 @@ mod tests {
     }
 
     fn sight(number: u16, online: bool, rtt_us: u64) -> RelaySight {
-        RelaySight { key: key(number).public().to_bytes(), online, rtt_us, draining: false }
+        RelaySight { key: key(number).public().to_bytes(), online, rtt_us, draining: false, load: 0 }
     }
 
     #[test]
@@ -305,6 +380,10 @@ mod tests {
         assert!(!heard(), "a little farther");
         news.see(sight(1, true, 80_000));
         assert!(heard(), "much farther");
+        news.see(RelaySight { load: 9, ..sight(1, true, 80_000) });
+        assert!(!heard(), "a little busier");
+        news.see(RelaySight { load: 60, ..sight(1, true, 80_000) });
+        assert!(heard(), "much busier");
         news.see(sight(1, false, 80_000));
         assert!(heard());
         news.see(sight(3, true, 1));

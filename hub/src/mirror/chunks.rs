@@ -29,6 +29,7 @@ use tokio::sync::{OnceCell, mpsc};
 use self::packs::Packs;
 use crate::{
     hub::lock,
+    mirror::counters::Counters,
     record::tables::SESSIONS,
     store::{Db, StoreError},
 };
@@ -202,11 +203,12 @@ impl SessionChunks {
     ///
     /// # Errors
     /// [`ChunkStoreError`]: then nothing of it counts as stored, whatever may be there already.
-    pub async fn store(&self, mut chunks: mpsc::Receiver<Sealed>) -> Result<u64, ChunkStoreError> {
+    pub async fn store(&self, mut chunks: mpsc::Receiver<Sealed>, counters: &Counters) -> Result<u64, ChunkStoreError> {
         let _hold = self.hold();
         let (mut count, mut mark, mut group) = (0, 0, Vec::with_capacity(GROUP));
         while chunks.recv_many(&mut group, GROUP).await > 0 {
             count += group.len() as u64;
+            counters.stored(group.len() as u64, group.iter().map(|chunk| chunk.bytes().len() as u64).sum());
             let (packs, batch) = (self.packs.clone(), std::mem::replace(&mut group, Vec::with_capacity(GROUP)));
             mark = mark.max(blocking(move || packs.append(&batch)).await?);
             if self.packs.wants_sync() {

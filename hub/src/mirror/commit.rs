@@ -175,12 +175,16 @@ impl Workspace {
     async fn write(self: &Arc<Self>, hub: &Arc<Hub>, by: By, tree: Tree, rows: Rows) -> Result<Outcome, MirrorError> {
         let verdict = rows.verdict.clone();
         let next = Head { record: rows.record.clone(), tree };
-        let (id, workspace) = (self.session, self.clone());
+        let (id, workspace, counters) = (self.session, self.clone(), hub.mirrors.counters.clone());
+        let conflicts = rows.record.last_conflict.saturating_sub(self.head().record.last_conflict);
         hub.change_later(by.subject(), move |change| {
             by.check(change, id)?;
             let commit = rows.commit.clone();
             put(change, &by, id, rows)?;
-            change.then(move || workspace.advance(next, commit));
+            change.then(move || {
+                counters.committed(u64::from(commit.is_some()), conflicts);
+                workspace.advance(next, commit);
+            });
             Ok::<(), MirrorError>(())
         })
         .await?;

@@ -192,6 +192,11 @@ impl Nodes {
         hub::lock(&self.attached).get(&node).map(|attached| attached.sync.clone())
     }
 
+    /// How many hold less than this revision.
+    pub(crate) fn behind(&self, revision: u64) -> u64 {
+        hub::lock(&self.attached).values().filter(|attached| attached.sync.revision < revision).count() as u64
+    }
+
     /// What one of them last said about drift, and when.
     pub(crate) fn drift_of(&self, node: NodeId) -> Option<(i64, Drift)> {
         hub::lock(&self.attached).get(&node).and_then(|attached| attached.last_drift.clone())

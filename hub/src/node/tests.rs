@@ -85,7 +85,7 @@ async fn a_revoked_node_loses_what_it_ran_and_leaves_its_sessions() {
     site.mesh.calls();
     let revoked = site.hub.revoke_node(&ann, node).await.unwrap();
     assert_eq!(revoked.standing, Standing::Revoked);
-    assert_eq!(site.mesh.calls(), [Call::NodeChanged(node)]);
+    assert_eq!(site.mesh.calls(), [Call::NodeChanged(node), Call::SessionUnused { session, deleted: false }]);
     assert!(site.hub.session(&ann, session).await.unwrap().nodes.is_empty());
     let running = site.hub.task(&ann, running.id).await.unwrap();
     assert_eq!((running.state, running.stdout_bytes), (State::Lost, 7));

@@ -115,7 +115,7 @@ async fn a_deleted_session_takes_its_tasks_with_it() {
     let mut follower = site.hub.follow_session(&ann, session, None).await.unwrap();
     site.mesh.calls();
     site.hub.delete_session(&ann, session).await.unwrap();
-    assert_eq!(site.mesh.calls(), [Call::Cancel(running.id)]);
+    assert_eq!(site.mesh.calls(), [Call::Cancel(running.id), Call::SessionUnused { session, deleted: true }]);
     while folder.exists() {
         tokio::task::yield_now().await;
     }
@@ -132,4 +132,29 @@ async fn a_deleted_session_takes_its_tasks_with_it() {
     assert_eq!(site.hub.db.read(move |tx| OUTPUTS.get(tx, &id)).await.unwrap(), None);
     assert_eq!(site.hub.open_tasks_of(node).await.unwrap(), []);
     assert_eq!(site.hub.verify_audit(&ann).await.unwrap().broken, None);
+}
+
+#[tokio::test]
+async fn relays_are_told_when_no_node_may_ask_for_a_sessions_contents_any_more() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (one, two) = (site.node(&ann, 1).await, site.node(&ann, 2).await);
+    let session = site.session(&ann, &[one, two]).await;
+    let told = || -> Vec<(SessionId, bool)> {
+        let unused = |call| match call {
+            Call::SessionUnused { session, deleted } => Some((session, deleted)),
+            _ => None,
+        };
+        site.mesh.calls().into_iter().filter_map(unused).collect()
+    };
+    site.hub.detach_node(&ann, session, one).await.unwrap();
+    assert_eq!(told(), [], "another one is left");
+    site.hub.detach_node(&ann, session, two).await.unwrap();
+    assert_eq!(told(), [(session, false)]);
+    site.hub.attach_node(&ann, session, one).await.unwrap();
+    let archived = SessionUpdate { status: Some(SessionStatus::Archived), ..SessionUpdate::default() };
+    site.hub.update_session(&ann, session, archived).await.unwrap();
+    assert_eq!(told(), [(session, false)]);
+    site.hub.delete_session(&ann, session).await.unwrap();
+    assert_eq!(told(), [(session, true)]);
 }

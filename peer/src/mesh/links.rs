@@ -41,9 +41,10 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    MeshError,
+    MeshError, ShowLinks,
     direct::{self, DirectPath},
     paths::{Paths, Sight, Step},
+    shown::{Shown, ShownLink},
     uplink::{Dialler, Ended, Order, Told, Uplink, Welcomed},
     wake::ClockWatch,
 };
@@ -67,6 +68,7 @@ pub(crate) struct LinksOptions {
     pub(crate) relays: Vec<RelayEndpoint>,
     /// The relays are this machine's choice, and the hub's list does not count.
     pub(crate) fixed: bool,
+    pub(crate) show: ShowLinks,
     /// To be redeemed.
     pub(crate) invite: Option<Invite>,
     pub(crate) mirror: Mirror,
@@ -261,6 +263,8 @@ struct Keeper {
     unheard: Option<Instant>,
     number: u64,
     tries: u32,
+    /// What people see.
+    shown: Shown,
 }
 
 impl Keeper {
@@ -283,6 +287,7 @@ impl Keeper {
             unheard: None,
             number: 0,
             tries: 0,
+            shown: Shown::default(),
         }
     }
 
@@ -468,6 +473,21 @@ impl Keeper {
         if lost_all {
             self.set_chunks();
         }
+        self.show_people(now);
+    }
+
+    fn show_people(&mut self, now: Instant) {
+        let link = |relay: &RelayEndpoint| ShownLink {
+            relay: relay.address.clone(),
+            region: relay.region.clone(),
+            carrier: self.options.dialler.carrier(relay).to_owned(),
+            rtt_us: self.paths.round_trip(relay.id, now).and_then(|rtt| u64::try_from(rtt.as_micros()).ok()),
+        };
+        let shown = Shown { home: self.paths.home().map(link), standby: self.paths.standby(now).map(link) };
+        if shown.differs(&self.shown) {
+            (self.options.show)(&shown);
+            self.shown = shown;
+        }
     }
 
     fn relay_of(&self, number: u64) -> Option<RelayId> {
@@ -647,7 +667,7 @@ impl Keeper {
         for seen in news.seen.iter().take(limits::HUB_RELAYS) {
             let Ok(relay) = RelayId::from_slice(&seen.key) else { continue };
             let rtt = Duration::from_micros(seen.rtt_us).min(Duration::from_secs(10));
-            self.paths.seen(relay, Sight { offline: !seen.online, rtt, draining: seen.draining });
+            self.paths.seen(relay, Sight { offline: !seen.online, rtt, draining: seen.draining, load: seen.load });
         }
     }
 

@@ -5,6 +5,8 @@
 //! - A home that cannot be used (its link is gone, it drains, it has lost the hub, the hub does not answer through it, it left the list) is left at once for the best that can.
 //! - A home that works is left only for a relay that is much nearer, and twice in a row: under two thirds of its round trip and 10 ms less, in two reports 30 s apart. Round trips are the
 //!   lowest of 5 minutes, of the link's own ping and the hub's round trip to that relay.
+//! - A relay that has much to do counts as farther: from 75 percent of what it can carry on ever more, at last by as much again and 20 ms. It is left by the same two reports, which every node
+//!   makes at its own time; so some leave, the load falls, and the others stay.
 //! - Relays beyond the two are linked one at a time, every 5 minutes, to be measured.
 //! - A link that is lost is dialled again with full jitter, 50 ms to 30 s; not before 2 s while another one carries, because then nobody waits and many may have lost the same relay.
 
@@ -28,6 +30,9 @@ const SAMPLES: usize = 96;
 const REPORT: Duration = Duration::from_secs(30);
 /// What is nearer by less is not worth a move.
 const NEARER: Duration = Duration::from_millis(10);
+/// A relay that carries more than this share of what it can counts as farther, and one that is full by as much again and this time.
+const BUSY_PERCENT: u32 = 75;
+const FULL: Duration = Duration::from_millis(20);
 /// A relay that has no link is measured so often, within so long.
 const SURVEY_EVERY: Duration = Duration::from_secs(300);
 const SURVEY: Duration = Duration::from_secs(8);
@@ -59,6 +64,8 @@ pub(crate) struct Sight {
     pub(crate) offline: bool,
     pub(crate) rtt: Duration,
     pub(crate) draining: bool,
+    /// Percent of what it can carry.
+    pub(crate) load: u32,
 }
 
 #[derive(Debug)]
@@ -116,6 +123,11 @@ impl Entry {
     fn round_trip(&self, now: Instant) -> Option<Duration> {
         let fresh = self.samples.iter().filter(|(at, _)| now.saturating_duration_since(*at) <= WINDOW);
         fresh.map(|(_, rtt)| *rtt).min().map(|rtt| rtt + self.sight.rtt)
+    }
+
+    /// How far it counts: its round trip, and its load.
+    fn distance(&self, now: Instant) -> Option<Duration> {
+        self.round_trip(now).map(|rtt| rtt + (rtt + FULL) * self.sight.load.min(100).saturating_sub(BUSY_PERCENT) / (100 - BUSY_PERCENT))
     }
 
     /// What speaks against a link that is up, the weightiest first. None of it: it can be used.
@@ -207,7 +219,7 @@ impl Paths {
     /// Links that are up, the best first.
     fn ranked(&self, now: Instant) -> impl Iterator<Item = &Entry> {
         let mut up: Vec<_> = self.entries.iter().filter(|entry| entry.up().is_some()).collect();
-        up.sort_by_key(|entry| (entry.faults(now), entry.round_trip(now).unwrap_or(Duration::MAX)));
+        up.sort_by_key(|entry| (entry.faults(now), entry.distance(now).unwrap_or(Duration::MAX)));
         up.into_iter()
     }
 
@@ -342,9 +354,9 @@ impl Paths {
             return None;
         }
         self.reported = Some(now);
-        let home = self.home_entry()?.round_trip(now);
+        let home = self.home_entry()?.distance(now);
         let sound = self.ranked(now).find(|entry| entry.faults(now) == [false; 5]);
-        let nearer = sound.filter(|entry| much_nearer(entry.round_trip(now), home)).map(|entry| entry.relay.id);
+        let nearer = sound.filter(|entry| much_nearer(entry.distance(now), home)).map(|entry| entry.relay.id);
         let again = nearer.filter(|_| nearer == self.nearer);
         self.nearer = nearer;
         again
@@ -383,7 +395,7 @@ impl Paths {
         let keep = oldest.filter(|other| {
             other.up().map(|up| up.since) < best.up().map(|up| up.since)
                 && other.faults(now) <= best.faults(now)
-                && !much_nearer(best.round_trip(now), other.round_trip(now))
+                && !much_nearer(best.distance(now), other.distance(now))
         });
         Some(keep.unwrap_or(best).relay.id)
     }
@@ -431,7 +443,7 @@ impl Paths {
             .entries
             .iter()
             .filter(ready)
-            .min_by_key(|entry| (entry.sight.offline || entry.sight.draining, entry.round_trip(now).unwrap_or(Duration::MAX)));
+            .min_by_key(|entry| (entry.sight.offline || entry.sight.draining, entry.distance(now).unwrap_or(Duration::MAX)));
         best.map(|entry| entry.relay.id)
     }
 

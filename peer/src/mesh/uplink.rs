@@ -131,6 +131,11 @@ impl Dialler {
         Ok((link, virtual_address))
     }
 
+    /// What carries packets to a relay, as people are told.
+    pub(crate) fn carrier(&self, relay: &RelayEndpoint) -> &'static str {
+        self.socket.carrier(RelayTag::of(relay.id.key())).map_or("udp", |carrier| carrier.label())
+    }
+
     /// What carries packets to a relay, as the hub is told.
     pub(crate) fn path(&self, relay: &RelayEndpoint) -> &'static str {
         match self.socket.carrier(RelayTag::of(relay.id.key())) {
@@ -202,7 +207,15 @@ async fn serve(link: &mut Link, number: u64, tell: &mpsc::Sender<(u64, Told)>, o
                     },
                     Some(from_relay::Frame::HubState(state)) => Told::Hub(state),
                     Some(from_relay::Frame::Drain(drain)) => Told::Drain(drain),
-                    Some(from_relay::Frame::Admission(_) | from_relay::Frame::NodeGone(_)) | None => continue,
+                    // What only hubs are told, and what is not known here.
+                    Some(
+                        from_relay::Frame::Admission(_)
+                        | from_relay::Frame::NodeGone(_)
+                        | from_relay::Frame::Echo(_)
+                        | from_relay::Frame::Load(_)
+                        | from_relay::Frame::Held(_),
+                    )
+                    | None => continue,
                 },
                 Ok(None) => return lost(Some(CloseCode::Done), "the relay closed it"),
                 Err(error) => return broken(connection, &error),

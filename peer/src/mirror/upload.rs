@@ -7,7 +7,7 @@
 //! hub has not.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -73,6 +73,8 @@ pub struct Source {
     pub hub: Tree,
     /// Nobody needs it any more.
     pub stop: Arc<AtomicBool>,
+    /// Files of which the hub lacks chunks that it was believed to hold: a relay has lied, or the hub was restored from a backup. All of them are sent again.
+    pub anew: BTreeSet<RelPath>,
 }
 
 /// What comes out.
@@ -465,6 +467,9 @@ impl Maker {
 
     /// Chunks of the path's last version, and of another file with the same contents.
     fn known(&self, path: &RelPath) -> HashMap<[u8; 32], Cut> {
+        if self.source.anew.contains(path) {
+            return HashMap::new();
+        }
         let before = match self.source.hub.get(path) {
             Some(Entry::File { content, .. }) => self.source.store.map(&content.hash),
             _ => None,

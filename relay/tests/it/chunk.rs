@@ -385,3 +385,79 @@ async fn whoever_asks_for_too_much_or_talks_nonsense_is_answered() {
     assert!(node.connection().close_reason().is_none());
     assert_eq!(node.chunks().missing(session(1), &[]).await, Ok(vec![]));
 }
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let look = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), look).await.expect(what);
+}
+
+fn passed(counter: &std::sync::atomic::AtomicU64) -> u64 {
+    counter.load(Ordering::SeqCst)
+}
+
+#[tokio::test]
+async fn what_was_fetched_once_is_served_after_a_restart_without_the_hub() {
+    let folder = tempfile::tempdir().unwrap();
+    let held = chunks(60, 30_000);
+    {
+        let lab = Lab::start_on_disk(&[1], folder.path());
+        let shelf = Shelf::of(&held);
+        let _hub = hub(&lab, &shelf).await;
+        let node = lab.node_in(1, 20, &[session(1)]).await;
+        assert_eq!(fetch(&node.chunks(), sids(&held)).await, Ok(found(&held)));
+        until("all are on disk", || {
+            lab.relay.chunks().disk().is_some_and(|disk| held.iter().all(|chunk| disk.holds((0, session(1)), &chunk.sid())))
+        })
+        .await;
+    }
+    // The first relay's tasks end some time after it was dropped.
+    let other = tempfile::tempdir().unwrap();
+    std::fs::rename(folder.path().join("chunks"), other.path().join("chunks")).unwrap();
+    std::fs::remove_file(other.path().join("chunks/lock")).unwrap();
+    let lab = Lab::start_on_disk(&[1], other.path());
+    let disk = lab.relay.chunks().disk().unwrap();
+    until("they are found again", || held.iter().all(|chunk| disk.holds((0, session(1)), &chunk.sid()))).await;
+    let mut away = lab.hub(1).await;
+    let nodes = (lab.node_in(1, 20, &[session(1)]).await, lab.node_in(1, 21, &[session(2)]).await);
+    away.connection().close(0u32.into(), b"");
+    until("the hub is away", || lab.relay.hubs().iter().all(|(_, online)| !online)).await;
+    assert_eq!(fetch(&nodes.0.chunks(), sids(&held)).await, Ok(found(&held)));
+    assert_eq!(passed(&lab.relay.chunks().counters.from_disk), 60 * 30_000);
+    assert_eq!(fetch(&nodes.1.chunks(), sids(&held)).await, Err(ChunkError::NotAttached), "a disk gives no permission");
+    // The hub comes back, and says that the session is gone.
+    away = lab.hub(1).await;
+    away.forget(session(1), true).await;
+    until("it is forgotten", || lab.relay.chunks().sessions_of(0).is_empty() && lab.relay.chunks().bytes() == 0).await;
+    assert_eq!(fetch(&nodes.0.chunks(), sids(&held)).await, Err(ChunkError::NotAttached), "its ticket counts for nothing");
+}
+
+#[tokio::test]
+async fn a_session_that_nobody_uses_is_forgotten_and_may_come_back() {
+    let lab = Lab::start(&[1]);
+    let held = chunks(10, 5_000);
+    let shelf = Shelf::of(&held);
+    let mut hub = hub(&lab, &shelf).await;
+    let node = lab.node_in(1, 20, &[session(1)]).await;
+    assert_eq!(fetch(&node.chunks(), sids(&held)).await, Ok(found(&held)));
+    hub.forget(session(1), false).await;
+    until("it is forgotten", || lab.relay.chunks().bytes() == 0).await;
+    assert_eq!(fetch(&node.chunks(), sids(&held)).await, Ok(found(&held)));
+    assert_eq!(shelf.most_given(), 2);
+}
+
+#[tokio::test]
+async fn a_node_may_not_say_what_only_a_hub_may_say() {
+    let lab = Lab::start(&[1]);
+    let held = chunks(3, 5_000);
+    let shelf = Shelf::of(&held);
+    let _hub = hub(&lab, &shelf).await;
+    let (node, liar) = (lab.node_in(1, 20, &[session(1)]).await, lab.node_in(1, 21, &[session(1)]).await);
+    assert_eq!(fetch(&node.chunks(), sids(&held)).await, Ok(found(&held)));
+    liar.say_unused(session(1)).await;
+    assert_eq!(lab.close_code(&liar.link).await, Some(cortex_wire::close::CloseCode::Protocol));
+    assert!(lab.relay.chunks().bytes() > 0);
+}

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use cortex_relay::{Options, Relay, TcpOptions};
+use bytes::Bytes;
+use cortex_relay::{CacheDisk, Options, Relay, TcpOptions};
 use cortex_runtime::{
     chunk::ChunkClient,
     clock,
@@ -18,13 +19,13 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{HubId, NodeId, SessionId},
+    id::{HubId, NodeId, RelayId, SessionId},
     invite::RelayEndpoint,
     key::{SecretKey, state_key},
     route::{RelayTag, Route},
     schema::{
-        AdmissionAnswer, FromRelay, HubCredential, KeyPurpose, LinkRefused, Signed, ToRelay, admission_answer::Answer, from_relay,
-        link_hello::Credential, to_relay,
+        AdmissionAnswer, FromRelay, HubCredential, KeyPurpose, LinkRefused, Signed, ToRelay, UnusedSessions, admission_answer::Answer,
+        from_relay, link_hello::Credential, to_relay,
     },
     ticket::{self, Grant},
 };
@@ -95,9 +96,24 @@ impl Member {
         }
     }
 
+    /// What only a hub may say.
+    pub async fn say_unused(&self, session: SessionId) {
+        if let Some(link) = &mut *self.link.pings.lock().await {
+            let unused = UnusedSessions { session_ids: vec![Bytes::copy_from_slice(session.as_bytes())], deleted: true };
+            link.writer.send(&ToRelay { frame: Some(to_relay::Frame::Unused(unused)) }).await.unwrap();
+        }
+    }
+
     /// The chunks at the other end of its link.
     pub fn chunks(&self) -> ChunkClient {
         ChunkClient::new(self.connection().clone())
+    }
+
+    /// Tells the relay that nobody may ask for a session's chunks any more.
+    pub async fn forget(&mut self, session: SessionId, deleted: bool) {
+        let unused = UnusedSessions { session_ids: vec![Bytes::copy_from_slice(session.as_bytes())], deleted };
+        let order = ToRelay { frame: Some(to_relay::Frame::Unused(unused)) };
+        self.orders.as_ref().expect("a hub").send(order).await.unwrap();
     }
 
     pub async fn revoke(&mut self, node: &SecretKey) {
@@ -117,8 +133,18 @@ impl Lab {
         Self::start_at(hubs, ([127, 0, 0, 1], 0).into(), tcp)
     }
 
+    /// With a disk for its cache.
+    pub fn start_on_disk(hubs: &[u8], folder: &std::path::Path) -> Self {
+        let disk = CacheDisk { folder: folder.to_owned(), bytes: 64 << 20 };
+        Self::start_as(hubs, ([127, 0, 0, 1], 0).into(), TcpOptions::default(), Some(disk))
+    }
+
     /// At an address.
     pub fn start_at(hubs: &[u8], listen: SocketAddr, tcp: TcpOptions) -> Self {
+        Self::start_as(hubs, listen, tcp, None)
+    }
+
+    fn start_as(hubs: &[u8], listen: SocketAddr, tcp: TcpOptions, cache_disk: Option<CacheDisk>) -> Self {
         let relay = Relay::bind(Options {
             listen,
             key: key(200),
@@ -127,6 +153,7 @@ impl Lab {
             max_links: 100,
             bytes_per_second: 0,
             cache_bytes: 16 << 20,
+            cache_disk,
             drain_ms: 2_000,
             tcp,
         })
@@ -167,6 +194,12 @@ impl Lab {
 
     pub fn ticket(&self, hub: u8, node: &SecretKey, life_ms: i64) -> Signed {
         self.ticket_for(hub, node, life_ms, &[])
+    }
+
+    /// A ticket for another relay.
+    pub fn ticket_at(&self, hub: u8, node: &SecretKey, relay: &RelayId) -> Signed {
+        let grant = Grant::new(node.public().into(), clock::now_ms() + 60_000);
+        ticket::issue(&purpose_key(hub, KeyPurpose::Ticket), &key(hub).public().into(), relay, &grant)
     }
 
     pub fn ticket_for(&self, hub: u8, node: &SecretKey, life_ms: i64, sessions: &[SessionId]) -> Signed {
@@ -215,6 +248,13 @@ impl Lab {
         self.dial(own, hub, Some(credential), Role::Hub, root, self.address).await.map(|(member, _)| member)
     }
 
+    /// A hub that is linked and says nothing.
+    pub async fn mute_hub(&self, hub: u8) -> (Member, Link) {
+        let credential = Credential::Hub(HubCredential { statements: statements(hub), instance: 1 });
+        let own = purpose_key(hub, KeyPurpose::Transport);
+        self.dial(&own, hub, Some(credential), Role::Hub, &key(hub), self.address).await.unwrap()
+    }
+
     /// A hub that admits node 11 and echoes on every stream.
     pub async fn hub(&self, hub: u8) -> Member {
         let own = purpose_key(hub, KeyPurpose::Transport);
@@ -230,6 +270,9 @@ impl Lab {
                     Some(order) = outgoing.recv() => writer.send(&order).await.unwrap(),
                     frame = reader.next::<FromRelay>() => {
                         let Ok(Some(frame)) = frame else { return };
+                        if let Some(from_relay::Frame::Echo(nonce)) = frame.frame {
+                            writer.send(&ToRelay { frame: Some(to_relay::Frame::Echoed(nonce)) }).await.unwrap();
+                        }
                         let Some(from_relay::Frame::Admission(admission)) = frame.frame else { continue };
                         let known = NodeId::from_slice(&admission.node_key).unwrap() == NodeId::from(key(11).public());
                         let refused = LinkRefused { code: "node_unknown".into(), ..LinkRefused::default() };

@@ -4,6 +4,7 @@
 
 mod chunk;
 mod lab;
+mod operator;
 mod tunnel;
 
 use std::time::Duration;
@@ -49,7 +50,7 @@ async fn strangers_are_refused_with_a_code() {
     assert_eq!(code(&lab.link(&node, 9, None).await.unwrap_err()), "unknown_hub");
     let grant = ticket::Grant::new(key(12).public().into(), i64::MAX);
     let foreign = ticket::issue(&SecretKey::from_seed([99; 32]), &key(1).public().into(), &lab.relay.id(), &grant);
-    assert_eq!(code(&lab.link(&key(12), 1, Some(Credential::Ticket(foreign))).await.unwrap_err()), "node_unknown");
+    assert_eq!(code(&lab.link(&key(12), 1, Some(Credential::Ticket(foreign))).await.unwrap_err()), "ticket_forged");
     let pretender = lab.link_as_hub(&key(13), 1, &key(13)).await.unwrap_err();
     assert_eq!(code(&pretender), "not_the_hub");
 }
@@ -63,6 +64,45 @@ async fn a_ticket_admits_without_asking_the_hub() {
     let link = lab.link(&key(12), 1, Some(Credential::Ticket(ticket))).await.unwrap();
     drop(link);
     drop(hub);
+}
+
+#[tokio::test]
+async fn a_ticket_that_does_not_hold_is_refused_with_its_own_code() {
+    let lab = Lab::start(&[1, 2]);
+    let hubs = (lab.hub(1).await, lab.hub(2).await);
+    let refused =
+        async |node: u8, hub: u8, ticket| code(&lab.link(&key(node), hub, Some(Credential::Ticket(ticket))).await.unwrap_err()).to_owned();
+    let (good, expired) = (lab.ticket(1, &key(12), 60_000), lab.ticket(1, &key(12), -1));
+    assert_eq!(refused(12, 1, expired.clone()).await, "ticket_expired");
+    assert_eq!(refused(13, 1, good.clone()).await, "ticket_stolen", "the ticket of 12 in the hands of 13");
+    assert_eq!(refused(12, 2, good.clone()).await, "ticket_forged", "at another hub, whose key has not signed it");
+    let elsewhere = lab.ticket_at(1, &key(12), &key(201).public().into());
+    assert_eq!(refused(12, 1, elsewhere).await, "ticket_for_another");
+    let mut altered = good.clone();
+    altered.body = altered.body.iter().map(|byte| byte ^ 1).collect();
+    assert_eq!(refused(12, 1, altered).await, "ticket_forged");
+    // Nobody is admitted any more on the word of a hub that cannot be asked; a ticket that holds still does.
+    hubs.0.connection().close(0u32.into(), b"");
+    let gone = async {
+        while lab.relay.hubs().iter().filter(|(_, online)| *online).count() > 1 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+    assert_eq!(refused(12, 1, expired).await, "ticket_expired");
+    assert_eq!(refused(13, 1, good.clone()).await, "ticket_stolen");
+    assert!(lab.link(&key(12), 1, Some(Credential::Ticket(good))).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_node_that_was_revoked_while_its_hub_is_away_is_out_when_its_ticket_ends() {
+    let lab = Lab::start(&[1]);
+    let hub = lab.hub(1).await;
+    let node = lab.link(&key(12), 1, Some(Credential::Ticket(lab.ticket(1, &key(12), 1_000)))).await.unwrap();
+    hub.connection().close(0u32.into(), b"");
+    assert_eq!(lab.close_code(&node.link).await, Some(CloseCode::TicketExpired));
+    let again = lab.link(&key(12), 1, Some(Credential::Ticket(lab.ticket(1, &key(12), -1)))).await.unwrap_err();
+    assert_eq!(code(&again), "ticket_expired");
 }
 
 #[tokio::test]

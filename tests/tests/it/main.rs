@@ -9,6 +9,8 @@
 //! | [`chunk`] | contents of workspaces through relays |
 //! | [`crash`] | programs that are killed while they work |
 //! | [`relay`] | relays in processes of their own |
+//! | [`blind`] | a hostile relay, which gets nothing out and nothing in |
+//! | [`limits`] | clients that cost a relay much, and nodes that may no longer use it |
 //! | [`failover`] | two relays, of which one dies, stops or comes back |
 //! | [`nat`] | hub and peer behind routers, and networks that change |
 //! | [`direct`] | packets that go past the relays |
@@ -20,6 +22,7 @@
 //! | [`program`] | command lines, configuration files, exit codes |
 //! | [`install`] | from the download page to a node |
 
+mod blind;
 mod chunk;
 mod crash;
 mod decoders;
@@ -29,10 +32,12 @@ mod false_hub;
 mod hostile;
 mod install;
 mod invite;
+mod limits;
 mod main_job;
 mod mirror;
 mod nat;
 mod noise;
+mod operator;
 mod presence;
 mod program;
 mod relay;

@@ -20,6 +20,8 @@ use prost::Message;
 use quinn::{Connection, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
 use tokio::{io::AsyncReadExt as _, sync::mpsc, time::timeout};
 
+use crate::quic;
+
 /// A boxed future, as trait objects need it.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
@@ -299,26 +301,32 @@ impl ChunkSource for ChunkClient {
     }
 }
 
-/// Answers every stream that the other side opens on `connection`, until it ends. As many at a time as QUIC was told to allow ([`crate::quic::widen`]). `node` is who asks; `None`: the
+/// Answers every stream that the other side opens on `connection`, until it ends. What a node does not take costs little: a chunk or two for each stream, and what its line carries. As many at a time as QUIC was told to allow ([`crate::quic::widen`]). `node` is who asks; `None`: the
 /// other side is a relay and says for whom it asks.
 pub async fn serve_all(connection: Connection, source: Arc<dyn ChunkSource>, node: Option<NodeId>) {
     while let Ok((send, recv)) = connection.accept_bi().await {
-        let source = source.clone();
+        let (source, connection) = (source.clone(), connection.clone());
         tokio::spawn(async move {
-            if let Err(error) = serve(source.as_ref(), node, send, recv).await {
+            let link = node.map(|node| (node, &connection));
+            if let Err(error) = serve(source.as_ref(), link, send, recv).await {
                 tracing::debug!(code = error.code(), "a request for chunks was not answered");
             }
         });
     }
 }
 
-/// Answers one stream.
+/// Answers one stream. `link`: the node at the other end, and its link.
 ///
 /// # Errors
 /// What the other side was told, or why it could not be told.
-pub async fn serve(source: &dyn ChunkSource, node: Option<NodeId>, mut send: SendStream, mut recv: RecvStream) -> Result<(), ChunkError> {
+async fn serve(
+    source: &dyn ChunkSource,
+    link: Option<(NodeId, &Connection)>,
+    mut send: SendStream,
+    mut recv: RecvStream,
+) -> Result<(), ChunkError> {
     let _ = send.set_priority(-1);
-    let outcome = answer(source, node, &mut send, &mut recv).await;
+    let outcome = answer(source, link, &mut send, &mut recv).await;
     match outcome {
         Ok(()) => {
             let _ = send.finish();
@@ -331,17 +339,22 @@ pub async fn serve(source: &dyn ChunkSource, node: Option<NodeId>, mut send: Sen
     outcome
 }
 
-async fn answer(source: &dyn ChunkSource, node: Option<NodeId>, send: &mut SendStream, recv: &mut RecvStream) -> Result<(), ChunkError> {
+async fn answer(
+    source: &dyn ChunkSource,
+    link: Option<(NodeId, &Connection)>,
+    send: &mut SendStream,
+    recv: &mut RecvStream,
+) -> Result<(), ChunkError> {
     let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
     let open: ChunkOpen = timeout(patience, read_message(recv)).await.map_err(|_| ChunkError::TooSlow)??;
     let session = SessionId::from_slice(&open.session_id).map_err(|_| ChunkError::Protocol)?;
-    let node = match node {
-        Some(node) => node,
+    let node = match link {
+        Some((node, _)) => node,
         None => NodeId::from_slice(&open.node_key).map_err(|_| ChunkError::Protocol)?,
     };
     let asker = Asker { session, node: Some(node) };
     match open.what.ok_or(ChunkError::Protocol)? {
-        What::Fetch(sids) => answer_fetch(source, asker, unlist(&sids)?, send).await,
+        What::Fetch(sids) => answer_fetch(source, asker, unlist(&sids)?, send, link.map(|(_, connection)| connection)).await,
         What::Store(_) => answer_store(source, asker, send, recv).await,
         What::Missing(sids) => {
             let missing = source.missing(asker, unlist(&sids)?).await?;
@@ -350,10 +363,17 @@ async fn answer(source: &dyn ChunkSource, node: Option<NodeId>, send: &mut SendS
     }
 }
 
-async fn answer_fetch(source: &dyn ChunkSource, asker: Asker, sids: Vec<Sid>, send: &mut SendStream) -> Result<(), ChunkError> {
-    let (tell, mut told) = mpsc::channel::<Found>(QUEUE);
+async fn answer_fetch(
+    source: &dyn ChunkSource,
+    asker: Asker,
+    sids: Vec<Sid>,
+    send: &mut SendStream,
+    client: Option<&Connection>,
+) -> Result<(), ChunkError> {
+    let (tell, mut told) = mpsc::channel::<Found>(if client.is_some() { 1 } else { QUEUE });
     let write = async {
         while let Some(found) = told.recv().await {
+            client.map(quic::follow_line);
             timeout(STALLED, write_chunk(send, found.sid, found.chunk.as_ref())).await.map_err(|_| ChunkError::TooSlow)??;
         }
         Ok(())

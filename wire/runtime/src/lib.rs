@@ -5,8 +5,10 @@
 //! | [`chunk`] | sealed chunks over streams of links |
 //! | [`clock`] | time and random bytes from outside |
 //! | [`config`] | one YAML file, environment and flags over it, helpful errors |
+//! | [`file`] | a file that somebody may change |
 //! | [`keyfile`] | a private key in a file that only its owner reads |
 //! | [`lifecycle`] | start and stop of a program |
+//! | [`metrics`] | figures for Prometheus |
 //! | [`spool`] | output of a task, in a file of bounded size |
 //! | [`stream`] | frames on a byte stream |
 //! | [`telemetry`] | logs |
@@ -21,13 +23,18 @@
 //! | [`proxy`] | TCP connections through proxies |
 //! | [`tls`] | TLS between raw public keys |
 
+mod addresses;
 pub mod chunk;
 pub mod clock;
 pub mod config;
 pub mod direct;
+pub mod file;
+#[cfg(target_os = "linux")]
+mod kernel;
 pub mod keyfile;
 pub mod lifecycle;
 pub mod link;
+pub mod metrics;
 pub mod packet;
 pub mod proxy;
 pub mod quic;

@@ -68,19 +68,25 @@ impl Lifecycle {
 
     /// Follows the process's signals from this call on: the first drains, and stops after `grace` or at the second.
     pub fn follow_signals(self, grace: Duration) -> impl Future<Output = ()> + Send {
-        // Now, not when the future is first polled: a program that has said it is ready does not die of a signal any more.
-        let mut signals = Signals::take();
-        async move {
-            let signal = signals.next().await;
-            tracing::info!(signal, "draining; a second signal stops at once");
-            self.drain();
-            tokio::select! {
-                signal = signals.next() => tracing::info!(signal, "stopping at once"),
-                () = tokio::time::sleep(grace) => {}
-                () = self.stopping() => {}
-            }
-            self.stop();
+        self.follow(Signals::take(true), grace)
+    }
+
+    /// And leaves SIGHUP to whoever follows [`hangups`].
+    pub fn follow_signals_but_hangups(self, grace: Duration) -> impl Future<Output = ()> + Send {
+        self.follow(Signals::take(false), grace)
+    }
+
+    /// The signals were taken before, not when the future is first polled: a program that has said it is ready does not die of a signal any more.
+    async fn follow(self, mut signals: Signals, grace: Duration) {
+        let signal = signals.next().await;
+        tracing::info!(signal, "draining; a second signal stops at once");
+        self.drain();
+        tokio::select! {
+            signal = signals.next() => tracing::info!(signal, "stopping at once"),
+            () = tokio::time::sleep(grace) => {}
+            () = self.stopping() => {}
         }
+        self.stop();
     }
 }
 
@@ -90,11 +96,15 @@ struct Signals(Vec<(&'static str, tokio::signal::unix::Signal)>);
 
 #[cfg(unix)]
 impl Signals {
-    fn take() -> Self {
-        use tokio::signal::unix::{SignalKind, signal};
+    fn take(hangups: bool) -> Self {
+        use tokio::signal::unix::SignalKind;
         // SIGHUP: the terminal is gone.
-        let wanted = [("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate()), ("SIGHUP", SignalKind::hangup())];
-        Self(wanted.into_iter().filter_map(|(name, kind)| Some((name, signal(kind).ok()?))).collect())
+        let hangup = hangups.then(|| ("SIGHUP", SignalKind::hangup()));
+        Self::of([("SIGINT", SignalKind::interrupt()), ("SIGTERM", SignalKind::terminate())].into_iter().chain(hangup))
+    }
+
+    fn of(wanted: impl IntoIterator<Item = (&'static str, tokio::signal::unix::SignalKind)>) -> Self {
+        Self(wanted.into_iter().filter_map(|(name, kind)| Some((name, tokio::signal::unix::signal(kind).ok()?))).collect())
     }
 
     async fn next(&mut self) -> &'static str {
@@ -112,7 +122,7 @@ struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn take() -> Self {
+    fn take(_: bool) -> Self {
         Self
     }
 
@@ -121,6 +131,32 @@ impl Signals {
             Ok(()) => "ctrl-c",
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+/// Times that the program is asked to read its settings again (SIGHUP), from this call on. Elsewhere than on Unix nobody can ask.
+pub fn hangups() -> Hangups {
+    #[cfg(unix)]
+    return Hangups(Signals::of([("SIGHUP", tokio::signal::unix::SignalKind::hangup())]));
+    #[cfg(not(unix))]
+    Hangups
+}
+
+/// See [`hangups`].
+#[cfg(unix)]
+pub struct Hangups(Signals);
+
+/// See [`hangups`].
+#[cfg(not(unix))]
+pub struct Hangups;
+
+impl Hangups {
+    /// Waits for the next one.
+    pub async fn next(&mut self) {
+        #[cfg(unix)]
+        self.0.next().await;
+        #[cfg(not(unix))]
+        std::future::pending::<()>().await;
     }
 }
 

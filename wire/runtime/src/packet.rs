@@ -7,13 +7,16 @@ use std::{
     collections::VecDeque,
     io::IoSliceMut,
     net::SocketAddr,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Waker},
+    time::Instant,
 };
 
 use cortex_wire::{limits, route::CID_LEN};
 use quinn::udp::{EcnCodepoint, RecvMeta};
 use tokio::sync::Notify;
+
+use crate::metrics::Histogram;
 
 /// No packet of ours is shorter: a first byte, and a connection id.
 const LEAST: usize = 1 + CID_LEN;
@@ -115,11 +118,14 @@ pub struct Outbox {
     most_bytes: usize,
     state: Mutex<Leaving>,
     more: Notify,
+    /// How long messages waited.
+    waits: Arc<Histogram>,
 }
 
 #[derive(Debug, Default)]
 struct Leaving {
-    messages: VecDeque<Vec<u8>>,
+    /// Each since its first packet came.
+    messages: VecDeque<(Instant, Vec<u8>)>,
     bytes: usize,
     closed: bool,
 }
@@ -127,7 +133,12 @@ struct Leaving {
 impl Outbox {
     /// An empty queue that holds this many bytes.
     pub fn new(most_bytes: usize) -> Self {
-        Self { most_bytes, state: Mutex::default(), more: Notify::new() }
+        Self::timed(most_bytes, Arc::default())
+    }
+
+    /// And that notes how long each message waited.
+    pub fn timed(most_bytes: usize, waits: Arc<Histogram>) -> Self {
+        Self { most_bytes, state: Mutex::default(), more: Notify::new(), waits }
     }
 
     /// Queues packets of `stride` bytes each, in as few messages as there can be.
@@ -142,11 +153,11 @@ impl Outbox {
         }
         for packet in packets.chunks(stride.max(1)) {
             let len = u16::try_from(packet.len()).map_err(|_| Full)?;
-            let fits = leaving.messages.back().is_some_and(|last| last.len() + 2 + packet.len() <= limits::STREAM_MESSAGE_BYTES);
+            let fits = leaving.messages.back().is_some_and(|(_, last)| last.len() + 2 + packet.len() <= limits::STREAM_MESSAGE_BYTES);
             if !fits {
-                leaving.messages.push_back(Vec::with_capacity(bytes.min(limits::STREAM_MESSAGE_BYTES)));
+                leaving.messages.push_back((Instant::now(), Vec::with_capacity(bytes.min(limits::STREAM_MESSAGE_BYTES))));
             }
-            if let Some(last) = leaving.messages.back_mut() {
+            if let Some((_, last)) = leaving.messages.back_mut() {
                 last.extend_from_slice(&len.to_be_bytes());
                 last.extend_from_slice(packet);
             }
@@ -162,8 +173,9 @@ impl Outbox {
         loop {
             {
                 let mut leaving = lock(&self.state);
-                if let Some(message) = leaving.messages.pop_front() {
+                if let Some((since, message)) = leaving.messages.pop_front() {
                     leaving.bytes -= message.len();
+                    self.waits.note(since.elapsed());
                     return Some(message);
                 }
                 if leaving.closed {

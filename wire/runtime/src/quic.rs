@@ -224,9 +224,8 @@ const LINK_STREAM_WINDOW: u32 = 2 << 20;
 ///
 /// All of them may stand still, because nobody reads on, and there is still room for the link's own frames: else a slow disk would end links.
 pub fn widen(connection: &quinn::Connection, theirs: u32, ours: u32) {
-    const SEND_WINDOW: u64 = 8 << 20;
     connection.set_receive_window(VarInt::from_u32(link_window(theirs + ours)));
-    connection.set_send_window(SEND_WINDOW);
+    connection.set_send_window(MOST_SENT);
     // And the link's own, which is open from the beginning.
     allow_streams(connection, theirs + 1);
 }
@@ -238,6 +237,16 @@ pub fn carry_chunks(connection: &quinn::Connection, theirs: u32) {
     if theirs > 0 {
         allow_streams(connection, theirs);
     }
+}
+
+/// What a link may hold of what was sent and not acknowledged.
+const MOST_SENT: u64 = 8 << 20;
+const LEAST_SENT: u64 = 512 << 10;
+
+/// Lets a link hold as much of what is sent on it as its line has shown to carry, twice: so one whose other end falls silent costs little, and a fast one is not held back.
+pub fn follow_line(connection: &quinn::Connection) {
+    let carries = connection.stats().path.cwnd;
+    connection.set_send_window(carries.saturating_mul(2).clamp(LEAST_SENT, MOST_SENT));
 }
 
 /// Makes a widened link speak at once, so that the other end learns of a new way to it: quinn has no ping of its own, but a larger window is told. `times`

@@ -21,12 +21,12 @@ use quinn::{Connection, Endpoint, VarInt};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::Notify,
-    time::{sleep, timeout},
+    time::{sleep, sleep_until, timeout},
 };
 
 use crate::{
+    addresses,
     clock::Backoff,
-    direct::own_addresses,
     link::{self, AbortOnDrop, Link, LinkError},
     proxy::{Proxies, ProxyError},
     quic,
@@ -42,10 +42,8 @@ const FAMILY: Duration = Duration::from_millis(300);
 const TRIAL: Duration = Duration::from_secs(3);
 /// What the carrier before still brings counts for so long.
 const GRACE: Duration = Duration::from_secs(2);
-/// How often a link over UDP is looked at; silent for two looks, it is.
+/// A link over UDP that has asked and heard nothing for so long is asked once more; after as long again, it is silent.
 const LOOK: Duration = Duration::from_millis(500);
-/// How often a machine on a tunnel looks whether its address has changed.
-const ADDRESS: Duration = Duration::from_secs(5);
 /// UDP is tried this seldom at last.
 const SELDOM: Duration = Duration::from_secs(600);
 /// UDP that worked for so long may be tried as soon as at first when it is lost again.
@@ -315,7 +313,7 @@ impl Keeper {
                 () = tunnel.ended(), if !broken => broken = true,
                 () = sleep(backoff.next_wait()), if broken => {}
                 () = pace.due() => {}
-                () = address_changed() => pace.reset(),
+                () = addresses::changed() => pace.reset(),
             }
             if pace.is_due() {
                 let tried = self.way.tried_udp().await;
@@ -343,38 +341,27 @@ impl Keeper {
         self.connection.stats().udp_rx.datagrams
     }
 
-    /// Waits until packets went out twice and none came in, and says how many had come in before.
+    /// Waits until packets of the link go out and nothing comes back, and says how many had come in before. Nobody wakes up while answers come.
     async fn silence(&mut self) -> u64 {
-        let connection = self.connection.clone();
-        let look = || {
-            let stats = connection.stats();
-            (stats.udp_tx.datagrams, stats.udp_rx.datagrams)
-        };
-        let (mut answered_at, mut heard) = look();
-        let mut unanswered = 0;
+        let unanswered = self.way.socket.watch(self.way.tag);
         loop {
-            sleep(LOOK).await;
-            let (sent, received) = look();
-            if received != heard {
-                (answered_at, heard, unanswered) = (sent, received, 0);
-            } else if sent > answered_at {
-                unanswered += 1;
-                // What went out may have been an acknowledgement, which nobody answers: something that is answered goes after it.
-                self.moves += 1;
-                quic::nudge(&self.connection, self.streams, self.moves);
+            let Some(since) = unanswered.since() else {
+                unanswered.begun().await;
+                continue;
+            };
+            sleep_until((since + LOOK).into()).await;
+            if unanswered.since() != Some(since) {
+                continue;
             }
-            if unanswered >= 2 {
+            // What went out may be something that nobody answers. This is answered.
+            let heard = self.received();
+            self.moves += 1;
+            quic::nudge(&self.connection, self.streams, self.moves);
+            sleep(LOOK).await;
+            if unanswered.since() == Some(since) {
                 return heard;
             }
         }
-    }
-}
-
-/// Waits until this machine would send from another address: somebody has carried it to another network.
-async fn address_changed() {
-    let before = own_addresses(&[]);
-    while own_addresses(&[]) == before {
-        sleep(ADDRESS).await;
     }
 }
 

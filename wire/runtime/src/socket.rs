@@ -103,11 +103,13 @@ struct RelayPath {
     trial: Option<Carrier>,
     /// What was used before: what it still brings counts.
     former: Option<Carrier>,
+    /// Whether packets of the link are answered; none: nobody watches.
+    unanswered: Option<Arc<Silence>>,
 }
 
 impl RelayPath {
     fn new(tag: RelayTag) -> Self {
-        Self { tag, carrier: None, trial: None, former: None }
+        Self { tag, carrier: None, trial: None, former: None, unanswered: None }
     }
 
     fn is(carrier: Option<&Carrier>, address: &SocketAddr) -> bool {
@@ -229,6 +231,13 @@ impl NodeSocket {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         let carriers = paths.iter().filter_map(|path| path.relay()?.carrier.as_ref());
         carriers.filter_map(|carrier| if let Carrier::Udp(address) = carrier { Some(*address) } else { None }).collect()
+    }
+
+    /// Notes from now on whether what the link to this relay sends is answered. For one watcher: a later one takes over.
+    pub fn watch(&self, tag: RelayTag) -> Arc<Silence> {
+        let unanswered = Arc::new(Silence::default());
+        self.change(tag, |relay| relay.unanswered = Some(unanswered.clone()));
+        unanswered
     }
 
     /// What carries packets to the relay with this tag.
@@ -357,6 +366,9 @@ impl AsyncUdpSocket for NodeSocket {
             Path::Memory(port) => port.try_send(transmit),
             Path::Relay(relay) => {
                 let on_trial = transmit.destination == self.trial_address(index);
+                if let Some(unanswered) = relay.unanswered.as_ref().filter(|_| !on_trial && is_of_link(transmit.contents)) {
+                    unanswered.sent_in_turn();
+                }
                 match if on_trial { &relay.trial } else { &relay.carrier } {
                     Some(Carrier::Udp(address)) => self.udp.try_send(&Transmit { destination: *address, ..borrowed(transmit) }),
                     Some(Carrier::Tunnel(tunnel)) => {
@@ -408,6 +420,10 @@ impl AsyncUdpSocket for NodeSocket {
                 Some((index, address)) => {
                     if index == active && directly.is_none() {
                         self.silence.heard();
+                    }
+                    let by_carrier = address == self.virtual_address(index);
+                    if let Some(unanswered) = paths[index].relay().and_then(|relay| relay.unanswered.as_ref()).filter(|_| by_carrier) {
+                        unanswered.heard_in_turn();
                     }
                     relabel(m, address);
                 }
@@ -491,6 +507,11 @@ fn borrowed<'a>(transmit: &Transmit<'a>) -> Transmit<'a> {
         segment_size: transmit.segment_size,
         src_ip: None,
     }
+}
+
+/// Whether a packet is for a relay itself.
+fn is_of_link(packet: &[u8]) -> bool {
+    matches!(destination(packet), Some(Destination::Relay(_)))
 }
 
 fn relabel(meta: &mut RecvMeta, address: SocketAddr) {

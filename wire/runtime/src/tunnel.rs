@@ -235,7 +235,10 @@ async fn connect(
 }
 
 /// TLS as browsers speak it, which takes any certificate.
-fn client_tls() -> Result<rustls::ClientConfig, rustls::Error> {
+///
+/// # Errors
+/// When rustls refuses the configuration.
+pub fn client_tls() -> Result<rustls::ClientConfig, rustls::Error> {
     let provider = Arc::new(ring::default_provider());
     let mut config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?

@@ -434,6 +434,12 @@ impl Replica {
         self.unblock(path);
     }
 
+    /// Whether the hub has said last that it does not hold what it was thought to hold of a file.
+    pub fn is_missing_chunks(&self, path: &RelPath) -> bool {
+        let trouble = self.paths.get(path).and_then(|state| state.trouble.as_deref());
+        trouble.is_some_and(|trouble| trouble.code == super::judge::Code::MissingChunks.as_str())
+    }
+
     fn forget(&mut self, path: &RelPath) {
         if let Some(state) = self.paths.remove(path) {
             self.retries.remove(&(state.retry_at_ms, path.clone()));

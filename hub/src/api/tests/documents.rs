@@ -108,7 +108,7 @@ async fn metrics_count_and_probes_answer() {
         assert!(reply.text().lines().any(|found| found == line), "{line} is missing in\n{}", reply.text());
     }
     let ready = lab.send("GET", "/readyz", &[], None).await.expect(StatusCode::OK);
-    assert_eq!(ready, json!({"ready": true, "store": true, "mesh": true, "draining": false}));
+    assert_eq!(ready, json!({"ready": true, "store": true, "mesh": true, "draining": false, "problems": []}));
     lab.api.lifecycle.drain();
     assert_eq!(lab.send("GET", "/readyz", &[], None).await.expect(StatusCode::SERVICE_UNAVAILABLE)["draining"], true);
     let open = Lab::with(ApiOptions { open_metrics: true, ..ApiOptions::default() }).await;

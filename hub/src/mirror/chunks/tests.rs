@@ -69,7 +69,8 @@ async fn what_was_acknowledged_is_there_after_a_restart() {
         drop(send);
     };
     assert_eq!(space.missing(sids(&all)).await.unwrap(), sids(&all));
-    let (stored, ()) = tokio::join!(space.store(receive), feed);
+    let counters = Counters::default();
+    let (stored, ()) = tokio::join!(space.store(receive, &counters), feed);
     assert_eq!(stored.unwrap(), 200);
     let (count, bytes) = space.size();
     assert_eq!((count, bytes), (100, 100 * 236), "each is written once");

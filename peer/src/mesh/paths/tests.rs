@@ -157,6 +157,49 @@ fn a_little_nearer_is_no_reason() {
     }
 }
 
+fn busy(percent: u32) -> Sight {
+    Sight { load: percent, ..Sight::default() }
+}
+
+#[test]
+fn a_relay_that_is_full_is_left_and_one_that_is_only_busy_is_not() {
+    for (load, leaves) in [(0, false), (BUSY_PERCENT, false), (85, false), (100, true)] {
+        let mut table = two();
+        table.measure(1, 20);
+        table.measure(2, 25);
+        table.paths.seen(id(1), busy(load));
+        table.pass(REPORT);
+        assert_eq!(table.home(), Some(id(1)), "one report is not enough");
+        table.pass(REPORT * 2);
+        assert_eq!(table.home(), Some(id(if leaves { 2 } else { 1 })), "{load} percent");
+    }
+}
+
+#[test]
+fn two_relays_that_are_both_full_are_as_far_as_before() {
+    let mut table = two();
+    for number in [1, 2] {
+        table.measure(number, 20);
+        table.paths.seen(id(number), busy(100));
+    }
+    table.pass(REPORT * 6);
+    assert_eq!(table.home(), Some(id(1)));
+}
+
+#[test]
+fn whoever_has_come_because_of_a_load_stays_when_it_has_passed() {
+    let mut table = two();
+    table.measure(1, 20);
+    table.measure(2, 25);
+    table.paths.seen(id(1), busy(100));
+    table.pass(REPORT * 3);
+    assert_eq!(table.home(), Some(id(2)));
+    table.paths.seen(id(1), busy(0));
+    table.paths.seen(id(2), busy(70));
+    table.pass(REPORT * 6);
+    assert_eq!(table.home(), Some(id(2)), "it does not go back and forth");
+}
+
 #[test]
 fn the_lowest_of_five_minutes_counts() {
     let mut table = two();
@@ -356,7 +399,9 @@ proptest! {
                     relays.dedup();
                     table.paths.list(&relays, table.now);
                 }
-                Happens::Seen(n, offline, draining) => table.paths.seen(id(n), Sight { offline, draining, rtt: ms(u64::from(n)) }),
+                Happens::Seen(n, offline, draining) => {
+                    table.paths.seen(id(n), Sight { offline, draining, rtt: ms(u64::from(n)), load: u32::from(n) * 25 });
+                }
                 Happens::Passes(time) => table.pass(ms(time)),
                 Happens::Enrolled => table.paths.enrolled(),
             }
@@ -378,5 +423,18 @@ proptest! {
         }
         let up = (1..6).filter(|n| table.paths.is_up(id(*n))).count();
         prop_assert!(up <= WARM + 1, "{} links", up);
+    }
+
+    #[test]
+    fn load_makes_no_relay_nearer_and_never_farther_than_twice_and_a_bit(rtt in 0u64..2_000, load: u32, less in 0u32..200) {
+        let distance = |load| {
+            let mut table = two();
+            table.measure(1, rtt);
+            table.paths.seen(id(1), busy(load));
+            table.paths.entry(id(1)).and_then(|entry| entry.distance(table.now)).unwrap()
+        };
+        prop_assert!(distance(load) >= distance(load.saturating_sub(less)));
+        prop_assert!(distance(load) <= ms(rtt) * 2 + FULL);
+        prop_assert!(distance(load.min(BUSY_PERCENT)) == ms(rtt));
     }
 }

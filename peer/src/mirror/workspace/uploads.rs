@@ -26,7 +26,8 @@ impl Workspace {
             }
             let wanted = std::mem::take(&mut self.uploads[lane]);
             self.uploading[lane] = true;
-            let (source, made) = (self.source(), self.start_storing(chunks.clone(), Event::Uploaded { lane }));
+            let anew = wanted.iter().filter(|(path, _)| self.replica.is_missing_chunks(path)).map(|(path, _)| path.clone()).collect();
+            let (source, made) = (Source { anew, ..self.source() }, self.start_storing(chunks.clone(), Event::Uploaded { lane }));
             tokio::task::spawn_blocking(move || upload::make(source, &wanted, made));
         }
     }
@@ -53,6 +54,7 @@ impl Workspace {
             seed: self.seed,
             hub: self.replica.hub().clone(),
             stop: self.stop.clone(),
+            anew: BTreeSet::new(),
         }
     }
 
