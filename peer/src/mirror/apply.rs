@@ -442,18 +442,18 @@ impl Batch<'_> {
                     && stat.file_type().is_file()
                 {
                     // Who could read the old one can read the new one.
-                    set_permissions(&stage.folder().read(staged)?, &stat, executable)?;
+                    set_permissions(&stage.folder_of(staged).read(staged)?, &stat, executable)?;
                 }
-                let ours = stage.folder().stat(staged)?;
-                renameat_with(stage.folder(), staged, folder, name, RenameFlags::EXCHANGE).map_err(|error| match error {
+                let ours = stage.folder_of(staged).stat(staged)?;
+                renameat_with(stage.folder_of(staged), staged, folder, name, RenameFlags::EXCHANGE).map_err(|error| match error {
                     Errno::NOENT => self.found(folder, name, &task.path),
                     error => error.into(),
                 })?;
                 self.step(Step::Displaced)?;
                 if !self.is_as_it_was(staged, &stat, content) {
                     // It goes back. What comes out instead is ours, or yet another edit.
-                    let back = renameat_with(stage.folder(), staged, folder, name, RenameFlags::EXCHANGE);
-                    if back.is_err() || stage.folder().stat(staged)?.map(|stat| stat.ino) != ours.map(|stat| stat.ino) {
+                    let back = renameat_with(stage.folder_of(staged), staged, folder, name, RenameFlags::EXCHANGE);
+                    if back.is_err() || stage.folder_of(staged).stat(staged)?.map(|stat| stat.ino) != ours.map(|stat| stat.ino) {
                         self.keep(staged, &task.path, copy);
                     }
                     return Err(self.found(folder, name, &task.path));
@@ -462,8 +462,8 @@ impl Batch<'_> {
                 return self.placed(folder, name, task, ours);
             }
         }
-        let ours = stage.folder().stat(staged)?;
-        match renameat_with(stage.folder(), staged, folder, name, RenameFlags::NOREPLACE) {
+        let ours = stage.folder_of(staged).stat(staged)?;
+        match renameat_with(stage.folder_of(staged), staged, folder, name, RenameFlags::NOREPLACE) {
             Ok(()) => self.placed(folder, name, task, ours),
             Err(Errno::EXIST) => Err(self.found(folder, name, &task.path)),
             Err(error) => Err(error.into()),
@@ -490,7 +490,7 @@ impl Batch<'_> {
 
     /// Whether something in the stage is what it was before it came there. `content`: its times do not say so.
     fn is_as_it_was(&self, staged: &str, before: &Stat, content: Option<[u8; 32]>) -> bool {
-        let folder = self.hands.stage.folder();
+        let folder = self.hands.stage.folder_of(staged);
         let same = matches!(folder.stat(staged), Ok(Some(stat)) if stat.is_same_but_for_ctime(before));
         same && content
             .is_none_or(|content| read::hash(folder, staged, &mut vec![0; BUFFER_BYTES]).is_ok_and(|contents| contents.hash == content))
@@ -536,7 +536,7 @@ impl Batch<'_> {
         };
         self.step(Step::Displaced)?;
         if !self.is_as_it_was(&away, stat, content) {
-            if renameat_with(stage.folder(), &away, folder, name, RenameFlags::NOREPLACE).is_err() {
+            if renameat_with(stage.folder_of(&away), &away, folder, name, RenameFlags::NOREPLACE).is_err() {
                 self.keep(&away, &task.path, copy);
             }
             return Err(self.found(folder, name, &task.path));

@@ -42,10 +42,15 @@ const COPY_NAME_BYTES: usize = limits::PATH_COMPONENT_BYTES - 40;
 /// Up to so many files are synced one by one; for more, one `syncfs` is faster.
 pub const FEW: usize = 16;
 
+/// Folders in the stage.
+const LOTS: usize = 4;
+
 /// The stage of one workspace.
 #[derive(Debug)]
 pub struct Stage {
     folder: Folder,
+    /// Where contents that come are written: the kernel lets one at a time change a folder, and others are taken out meanwhile.
+    lots: [Folder; LOTS],
     number: AtomicU64,
     /// Complete contents of an earlier start, by hash.
     left: Mutex<BTreeMap<[u8; 32], String>>,
@@ -58,13 +63,15 @@ impl Stage {
     /// # Errors
     /// The system's.
     pub fn open(root: &Root, now_ms: i64, is_known: impl Fn(&[u8; 32]) -> bool) -> io::Result<(Self, Vec<String>)> {
-        let stage = Self { folder: root.own(STAGE)?, number: AtomicU64::new(0), left: Mutex::default() };
+        let folder = root.own(STAGE)?;
+        let lot = |lot: usize| folder.make_folder(&lot.to_string());
+        let lots = [lot(0)?, lot(1)?, lot(2)?, lot(3)?];
+        let stage = Self { folder, lots, number: AtomicU64::new(0), left: Mutex::default() };
         let mut copies = Vec::new();
         let mut left = BTreeMap::new();
         let mut buffer = vec![0; BUFFER_BYTES];
-        for name in stage.folder.names()? {
-            let Ok(name) = String::from_utf8(name) else { continue };
-            let contents = read::hash(&stage.folder, &name, &mut buffer).ok().map(|contents| contents.hash);
+        for name in stage.names()? {
+            let contents = read::hash(stage.folder_of(&name), &name, &mut buffer).ok().map(|contents| contents.hash);
             match contents {
                 Some(hash) if staged_hash(&name) == Some(hash) => {
                     left.insert(hash, name);
@@ -79,9 +86,31 @@ impl Stage {
         Ok((stage, copies))
     }
 
-    /// The folder.
-    pub fn folder(&self) -> &Folder {
-        &self.folder
+    /// The folder in which this name is.
+    pub fn folder_of(&self, name: &str) -> &Folder {
+        let number = name.strip_prefix("part-").and_then(|rest| rest.rsplit('-').next()?.parse::<usize>().ok());
+        number.map_or(&self.folder, |number| &self.lots[number % LOTS])
+    }
+
+    /// What is in the stage. Anything that could not be there is removed.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn names(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for folder in self.lots.iter().chain([&self.folder]) {
+            for name in folder.names()? {
+                let Ok(name) = String::from_utf8(name) else { continue };
+                if std::ptr::eq(self.folder_of(&name), folder) {
+                    names.push(name);
+                } else {
+                    // Of an earlier version; a lot of this one holds something, and stays.
+                    discard(folder, &name);
+                }
+            }
+        }
+        names.retain(|name| !(0..LOTS).any(|lot| *name == lot.to_string()));
+        Ok(names)
     }
 
     fn number(&self) -> u64 {
@@ -95,7 +124,7 @@ impl Stage {
     pub fn begin(&self, hash: &[u8; 32], executable: bool) -> io::Result<(String, File)> {
         loop {
             let name = format!("part-{}-{}", HEXLOWER.encode(hash), self.number());
-            match self.folder.create(&name, if executable { 0o777 } else { 0o666 }) {
+            match self.folder_of(&name).create(&name, if executable { 0o777 } else { 0o666 }) {
                 Ok(file) => return Ok((name, file)),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
@@ -112,7 +141,7 @@ impl Stage {
             return Ok(syncfs(&self.folder)?);
         }
         for name in names {
-            fsync(self.folder.read(name)?)?;
+            fsync(self.folder_of(name).read(name)?)?;
         }
         Ok(())
     }
@@ -124,7 +153,7 @@ impl Stage {
     pub fn ready(&self, part: &str, hash: &[u8; 32]) -> io::Result<String> {
         loop {
             let name = format!("ready-{}-{}", HEXLOWER.encode(hash), self.number());
-            match renameat_with(&self.folder, part, &self.folder, &name, RenameFlags::NOREPLACE) {
+            match renameat_with(self.folder_of(part), part, &self.folder, &name, RenameFlags::NOREPLACE) {
                 Ok(()) => return Ok(name),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
@@ -187,9 +216,7 @@ impl Stage {
 
     /// Lets something go.
     pub fn discard(&self, name: &str) {
-        if unlinkat(&self.folder, name, AtFlags::empty()).is_err() {
-            let _ = unlinkat(&self.folder, name, AtFlags::REMOVEDIR);
-        }
+        discard(self.folder_of(name), name);
     }
 
     /// Makes a conflict copy of what was displaced from `path`. Returns where it is, as a path in the workspace.
@@ -208,13 +235,19 @@ impl Stage {
         let time = jiff::Timestamp::from_millisecond(now_ms).unwrap_or_default().strftime("%Y%m%dT%H%M%SZ").to_string();
         for again in 0.. {
             let copy = if again == 0 { format!("{last}.{time}") } else { format!("{last}.{time}-{again}") };
-            match renameat_with(&self.folder, name, &folder, &copy, RenameFlags::NOREPLACE) {
+            match renameat_with(self.folder_of(name), name, &folder, &copy, RenameFlags::NOREPLACE) {
                 Ok(()) => return Ok(format!("{shown}/{copy}")),
                 Err(Errno::EXIST) if again < 10_000 => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Err(Errno::EXIST.into())
+    }
+}
+
+fn discard(folder: &Folder, name: &str) {
+    if unlinkat(folder, name, AtFlags::empty()).is_err() {
+        let _ = unlinkat(folder, name, AtFlags::REMOVEDIR);
     }
 }
 
@@ -258,7 +291,7 @@ mod tests {
         kept.sort();
         assert_eq!(kept, ["an edit that was displaced by new", "an edit that was to be removed"]);
         let left = stage.take_left(blake3::hash(b"complete").as_bytes()).unwrap();
-        assert_eq!(stage.folder().names().unwrap(), [left.into_bytes()]);
+        assert_eq!(stage.names().unwrap(), [left]);
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Bench {
     }
 
     fn in_stage(&self) -> usize {
-        self.hands.stage.folder().names().unwrap().len()
+        self.hands.stage.names().unwrap().len()
     }
 }
 
