@@ -249,23 +249,8 @@ impl Plan {
                 Step::Copy { at, from, spans } => outcomes[at] = Some(cook.copy(&wanted[at], &from, &spans)),
             }
         }
-        let outcomes = outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(offline(ChunkError::Lost)))).collect();
-        bring_to_disk(&kitchen.stage, outcomes)
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(offline(ChunkError::Lost)))).collect()
     }
-}
-
-/// Before anything takes its place, what is staged is on the disk.
-fn bring_to_disk(stage: &Stage, mut outcomes: Vec<Result<Staged, Trouble>>) -> Vec<Result<Staged, Trouble>> {
-    let names: Vec<&str> = outcomes.iter().flatten().map(|staged| staged.name.as_str()).collect();
-    if let Err(error) = stage.sync(names.into_iter()) {
-        for outcome in &mut outcomes {
-            if let Ok(staged) = outcome {
-                stage.discard(&staged.name);
-                *outcome = Err(io_trouble(&error));
-            }
-        }
-    }
-    outcomes
 }
 
 /// Wanted contents that some file on this disk has.
@@ -426,7 +411,8 @@ fn changed(error: &io::Error) -> Trouble {
     Trouble { code: "changed".into(), message: format!("what it was to be made of has changed: {error}") }
 }
 
-fn io_trouble(error: &io::Error) -> Trouble {
+/// The disk's error, for people.
+pub fn io_trouble(error: &io::Error) -> Trouble {
     match Failed::io(error) {
         Failed::Code { code, message } => Trouble { code: code.into(), message },
         Failed::Found(_) => changed(error),

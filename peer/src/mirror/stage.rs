@@ -136,7 +136,7 @@ impl Stage {
     ///
     /// # Errors
     /// The system's.
-    pub fn sync<'a>(&self, names: impl ExactSizeIterator<Item = &'a str>) -> io::Result<()> {
+    pub fn sync(&self, names: &[String]) -> io::Result<()> {
         if names.len() > FEW {
             return Ok(syncfs(&self.folder)?);
         }

@@ -196,6 +196,8 @@ enum Event {
         findings: Findings,
         ended: Result<(), Ended>,
     },
+    /// The contents of a list of jobs are in the stage, and not on the disk yet.
+    Written,
     Staged {
         jobs: Vec<Job>,
         tasks: Staging,
@@ -339,6 +341,8 @@ pub struct Workspace {
     dirty: Dirty,
     lists: VecDeque<Vec<Job>>,
     staging: bool,
+    /// Held by the list that is being brought to the disk.
+    to_disk: Arc<tokio::sync::Mutex<()>>,
     staged: Ready,
     /// Of small files, and of large ones.
     uploads: [Vec<(RelPath, Hash)>; 2],
@@ -426,6 +430,7 @@ impl Workspace {
             dirty: Dirty::everything(),
             lists: VecDeque::new(),
             staging: false,
+            to_disk: Arc::default(),
             staged: Ready::default(),
             uploads: Default::default(),
             uploading: [false; 2],

@@ -180,9 +180,14 @@ impl Workspace {
             keys: self.sealing.clone(),
         };
         let asker = Asker { session: self.options.session, node: None };
-        let tell = self.tell.clone();
+        let (tell, turn) = (self.tell.clone(), self.to_disk.clone());
         tokio::spawn(async move {
-            let (tasks, failed) = stage(&kitchen, chunks, asker, &jobs).await;
+            let ready = stage(&kitchen, chunks, asker, &jobs).await;
+            // One list after the other is brought to the disk, while the contents of the next one come.
+            let _turn = turn.lock().await;
+            let _ = tell.send(Event::Written).await;
+            let stage = kitchen.stage;
+            let (tasks, failed) = tokio::task::spawn_blocking(move || bring_to_disk(&stage, ready)).await.unwrap_or_default();
             let _ = tell.send(Event::Staged { jobs, tasks, failed }).await;
         });
     }
@@ -191,8 +196,8 @@ impl Workspace {
         match event {
             Event::Found { found, gathered } => self.found(found, gathered),
             Event::Looked { findings, ended } => self.looked(findings, ended),
+            Event::Written => self.staging = false,
             Event::Staged { jobs, tasks, failed } => {
-                self.staging = false;
                 for (path, trouble) in failed {
                     self.handle(Input::ApplyFailed { path, trouble });
                 }
@@ -397,6 +402,17 @@ async fn stage(kitchen: &Kitchen, chunks: Option<Arc<dyn ChunkSource>>, asker: A
         ready.0.push((Task { path: path.clone(), expect, put, keep_copy }, map));
     }
     ready
+}
+
+/// Before anything takes its place, what is staged is on the disk. Blocks.
+fn bring_to_disk(stage: &Stage, (tasks, mut failed): Outcome) -> Outcome {
+    let staged = |task: &Task| if let Put::File { staged, .. } = &task.put { Some(staged.clone()) } else { None };
+    let names: Vec<String> = tasks.iter().filter_map(|(task, _)| staged(task)).collect();
+    let Err(error) = stage.sync(&names) else { return (tasks, failed) };
+    names.iter().for_each(|name| stage.discard(name));
+    let (lost, kept): (Staging, Staging) = tasks.into_iter().partition(|(task, _)| staged(task).is_some());
+    failed.extend(lost.into_iter().map(|(task, _)| (task.path, download::io_trouble(&error))));
+    (kept, failed)
 }
 
 /// The contents that a job needs, unless they are there and only the permission differs.
