@@ -205,15 +205,20 @@ impl PlainHub {
         let (linked, ready) = mpsc::channel();
         let done = Notify::new();
         std::thread::scope(|scope| {
-            let keeper = scope.spawn(|| {
+            // It has the sender: when it fails, nobody waits for what it would have sent.
+            let until = &done;
+            let keeper = scope.spawn(move || {
                 alone(async {
+                    // The relay knows by the hub's link which tickets are good.
+                    let (told, _heard) = mpsc::channel();
+                    let _hub = self.hub_end(relay, told).await?;
                     let mut kept = Vec::with_capacity(nodes);
                     for _ in 0..nodes {
                         interrupt::check()?;
                         kept.push(self.node(relay).await?);
                     }
                     linked.send(())?;
-                    done.notified().await;
+                    until.notified().await;
                     Ok(())
                 })
             });
