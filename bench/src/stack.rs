@@ -135,9 +135,11 @@ impl Relay {
         client.send("GET", "/metrics", None)?;
         let (_, page) = client.receive()?;
         let page = String::from_utf8_lossy(&page);
-        let line =
-            page.lines().find_map(|line| line.strip_prefix("cortex_relay_links ")).context("the relay tells how many links it has")?;
-        Ok(line.trim().parse()?)
+        let counts = page
+            .lines()
+            .filter(|line| line.starts_with("cortex_relay_links{"))
+            .filter_map(|line| line.rsplit(' ').next()?.parse::<usize>().ok());
+        counts.reduce(|sum, count| sum + count).context("the relay tells how many links it has")
     }
 }
 
