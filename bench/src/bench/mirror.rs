@@ -147,6 +147,8 @@ impl Rig {
     }
 
     fn end(&mut self, session: &str) -> anyhow::Result<()> {
+        // The hub closes connections that have been idle for long.
+        self.reconnect()?;
         self.client.call("DELETE", &format!("/api/sessions/{session}"), None)?;
         for at in 0..2 {
             let _ = fs::remove_dir_all(self.folder(at, session));
