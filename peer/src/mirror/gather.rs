@@ -2,7 +2,7 @@
 //!
 //! A folder that comes to an empty workspace is all new, and so is a large file that the hub has not. What a look reads of them to hash it is cut, bundled, sealed and stored while it goes on; when
 //! the engine asks for the upload, it is there already. Nobody waits for a slow network: small files that come faster than they can be sent, and a large one whose chunks are not taken
-//! within [`PATIENCE`], are left to the ordinary way.
+//! within [`PATIENCE`] (with all large ones after it), are left to the ordinary way.
 
 use std::time::Duration;
 
@@ -62,5 +62,55 @@ impl Gather {
     /// Sends the rest. Waits for the network.
     pub fn finish(self) {
         self.maker.finish();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{sync::Arc, time::Instant};
+
+    use cortex_wire::{id::SessionId, mirror::seal::Keys};
+
+    use super::*;
+    use crate::mirror::{root::Root, store::Store};
+
+    #[tokio::test]
+    async fn a_network_that_takes_nothing_is_waited_for_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let session = SessionId::new(1, [1; 10]);
+        let root = Arc::new(Root::open(folder.path(), &session).unwrap());
+        let mut keys = Keys::new(session);
+        keys.insert(1, &[1; 32]);
+        let source = Source {
+            root: root.clone(),
+            cache: Arc::default(),
+            store: Arc::new(Store::open(&folder.path().join("state")).unwrap().0),
+            keys: Arc::new(keys),
+            seed: [1; 8],
+            hub: cortex_wire::mirror::tree::Tree::default(),
+            anew: std::collections::BTreeSet::new(),
+            stop: Arc::default(),
+        };
+        let names: Vec<String> = (0..20).map(|number| format!("large-{number}")).collect();
+        let mut noise = vec![0; 4 << 20];
+        for (number, name) in names.iter().enumerate() {
+            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut noise);
+            std::fs::write(root.path().join(name), &noise).unwrap();
+        }
+        let (tell, _nobody_reads) = mpsc::channel(1);
+        let gathering = tokio::task::spawn_blocking(move || {
+            let mut gather = Gather::new(source, tell);
+            let since = Instant::now();
+            for name in &names {
+                let path: RelPath = name.parse().unwrap();
+                let expected = *blake3::hash(&std::fs::read(root.path().join(name)).unwrap()).as_bytes();
+                let contents = gather.read(&path, Reading::open(root.top(), name).unwrap()).unwrap();
+                assert_eq!(contents.hash, expected, "it is read all the same");
+            }
+            (gather.taken(), since.elapsed())
+        });
+        let (taken, elapsed) = gathering.await.unwrap();
+        assert_eq!(taken, [], "nothing is said to be on its way");
+        assert!(elapsed < PATIENCE * 12, "each file was waited for: {elapsed:?}");
     }
 }

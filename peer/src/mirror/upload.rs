@@ -226,7 +226,7 @@ pub struct Maker {
     pending: VecDeque<Pending>,
     /// Of the large file that is being read.
     map: ChunkMap,
-    /// It is still told of: nobody was too slow for it.
+    /// Large files are still told of. Once somebody was too slow for one, the others are only read: each would be waited for again.
     sends: bool,
     /// How long it waits for whoever takes what comes out.
     patience: Option<Duration>,
@@ -387,6 +387,7 @@ impl Maker {
             _ => false,
         };
         self.end_of_large();
+        self.sends &= told || read.is_err();
         match read {
             Ok(contents) => Ok((contents, told.then(|| contents.file_hash()))),
             Err(Problem::Read(error)) => Err(error),
@@ -406,7 +407,6 @@ impl Maker {
         let known = self.known(path);
         let mut cuts = self.cuts.take().unwrap_or_else(|| Cuts::new(Cutter::new(self.source.seed)));
         cuts.reset();
-        self.sends = true;
         let mut hasher = blake3::Hasher::new();
         loop {
             let read = reading.read(cuts.space())?;

@@ -313,6 +313,8 @@ impl Workspace {
         self.lane = Lane::Free;
         for (content, map) in maps {
             self.rows.map(&content, Some(&map));
+            // The next version of the file is put together from this one: it may come at once.
+            self.persist_at = Some(Instant::now());
         }
         let jobs: BTreeMap<&RelPath, &Job> = jobs.iter().map(|job| (place(job), job)).collect();
         for Done { path, copy, result } in done {
