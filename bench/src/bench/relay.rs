@@ -81,11 +81,11 @@ fn round_trip(setting: &Setting, report: &mut Report, plain: &PlainHub, relay: &
 
 fn overload(setting: &Setting, report: &mut Report, plain: &PlainHub, relay: &Relay) -> anyhow::Result<()> {
     let lasts = Duration::from_millis(setting.pick(3_000, 1_000));
-    let rates: Vec<f64> = [50.0, 100.0, 200.0, 400.0, 800.0].map(|rate| rate * MB).into();
+    let rates: Vec<f64> = [50.0, 100.0, 200.0, 400.0, 800.0, 1_600.0, 3_200.0].map(|rate| rate * MB).into();
     let arrived = plain.flood(&relay.endpoint, &rates, lasts)?;
     let peak = arrived.iter().copied().fold(0.0, f64::max);
     let beyond = plain.flood(&relay.endpoint, &[peak * 3.0; 3], lasts)?.into_iter().collect::<Samples>();
-    let what = "Packets that nobody waits for, from one link to another: what arrives when three times as much is offered as ever arrived at 50 to 800 MB/s, through the most that arrived. Sender and receiver want the same cores.";
+    let what = "Packets that nobody waits for, from one link to another: what arrives when three times as much is offered as ever arrived at 50 to 3,200 MB/s, through the most that arrived. Sender and receiver want the same cores.";
     let mut metric = Metric::single("", what, beyond.median() / peak).wanted(Target::share_at_least(0.9));
     metric.runs = beyond.count();
     report.add("overload_goodput", metric);

@@ -91,8 +91,8 @@ pub const PACKET_BYTES: u16 = 1_452;
 
 const ETHERNET_MTU: u32 = 1_500;
 
-/// The largest packets that are worth trying towards a real address: larger ones where the whole way inside this machine or its network takes them (loopback, jumbo frames), which costs a third
-/// of the time. QUIC still finds out by itself what arrives.
+/// The largest packets that are worth trying towards a real address: larger ones where the whole way inside this machine or its network takes them (loopback, jumbo frames), which costs
+/// less for each byte. QUIC still finds out by itself what arrives.
 pub fn packet_bytes(towards: SocketAddr) -> u16 {
     match route_mtu(towards) {
         Some(mtu) if mtu > ETHERNET_MTU => u16::try_from(mtu - 48).unwrap_or(u16::MAX).min(LARGEST_PACKET_BYTES),
