@@ -9,7 +9,8 @@
 //! | [`commit`] | one commit, from the decision to the new head |
 //! | [`propose`] | what of a node's edits goes in |
 //! | [`edit`] | changes by people and programs at the hub |
-//! | [`history`] | the log, the tree at any revision, catching up |
+//! | [`history`] | the log, the tree at any revision |
+//! | `told` | what nodes are told to catch up |
 //! | [`conflict`] | what did not go in, and how it is resolved |
 //! | [`lock`] | leases and the pause |
 //! | [`nodes`] | nodes that follow: progress, problems, questions, drift |
@@ -64,6 +65,7 @@ pub mod nodes;
 pub mod propose;
 pub mod search;
 pub mod sweep;
+mod told;
 pub mod workspace;
 
 use chunks::{ChunkStore, ChunkStoreError};

@@ -12,6 +12,7 @@
 //! | [`cache`] | what lay there when it was last looked at |
 //! | [`stage`], [`apply`] | putting the hub's version into its place |
 //! | [`upload`], [`download`], [`chunks`] | contents on their way |
+//! | `lists` | long lists of changes on their way |
 //! | [`store`] | what is kept over a restart |
 //! | [`writers`] | which task wrote |
 //! | [`drift`] | the difference to the hub, as a report |
@@ -24,6 +25,7 @@ pub mod drift;
 pub mod gather;
 pub mod ignore;
 pub mod large;
+mod lists;
 pub mod read;
 pub mod root;
 pub mod sealers;
@@ -53,6 +55,8 @@ use cortex_wire::{
     limits,
     schema::{FromWorkspace, ToWorkspace, WorkspaceOpen, WorkspaceProblem, WorkspaceStatus, WorkspacesLeft, from_workspace},
 };
+use futures_util::{StreamExt as _, stream::FuturesOrdered};
+use lists::Lists;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     sync::{mpsc, oneshot, watch as channel},
@@ -232,15 +236,30 @@ impl Mirror {
         let mut reader = reader.with_limit(limits::WORKSPACE_FRAME_BYTES);
         let (to, frames) = mpsc::channel(FRAMES);
         let (send, mut from) = mpsc::channel(FRAMES);
+        let lists = Lists::new(session, &open, self.0.chunks.subscribe());
         if let Err(error) = self.attach(session, Attachment { open, frames, send }).await {
             tracing::error!(%session, %error, "the workspace cannot be opened");
             writer.send(&failed(&error.to_string())).await?;
             return Ok(writer.inner_mut().shutdown().await?);
         }
         let hear = async {
-            while let Some(frame) = reader.next::<ToWorkspace>().await? {
-                if to.send(frame).await.is_err() {
-                    break;
+            let (mut ahead, mut has_ended) = (FuturesOrdered::new(), false);
+            while !has_ended || !ahead.is_empty() {
+                tokio::select! {
+                    frame = reader.next::<ToWorkspace>(), if !has_ended && ahead.len() < lists::AHEAD => match frame? {
+                        Some(frame) => {
+                            lists.hear(&frame);
+                            ahead.push_back(lists.complete(frame));
+                        }
+                        None => has_ended = true,
+                    },
+                    Some(frame) = ahead.next() => match frame {
+                        Ok(frame) => if to.send(frame).await.is_err() { break },
+                        Err(error) => {
+                            tracing::warn!(%session, %error, "the workspace's stream is closed and opened again");
+                            break;
+                        }
+                    },
                 }
             }
             Ok::<_, StreamError>(())

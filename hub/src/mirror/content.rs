@@ -29,15 +29,15 @@ const STORE_BYTES: usize = 8 * 1024 * 1024;
 /// A file up to here is one span; a larger one is cut.
 const SMALL_BYTES: usize = limits::CHUNK_BYTES;
 
-fn failed(error: impl std::fmt::Display) -> MirrorError {
+pub(super) fn failed(error: impl std::fmt::Display) -> MirrorError {
     MirrorError::Chunks(error.to_string())
 }
 
-async fn chunks_of(hub: &Hub, workspace: &Workspace) -> Result<SessionChunks, MirrorError> {
+pub(super) async fn chunks_of(hub: &Hub, workspace: &Workspace) -> Result<SessionChunks, MirrorError> {
     Ok(hub.mirrors.chunks.session(workspace.owner(), workspace.session).await?)
 }
 
-async fn keys(hub: &Hub, session: SessionId) -> Result<Arc<Keys>, MirrorError> {
+pub(super) async fn keys(hub: &Hub, session: SessionId) -> Result<Arc<Keys>, MirrorError> {
     let mut keys = Keys::new(session);
     for key in hub.workspace_keys(session).await? {
         keys.insert(key.epoch, &key.key[..].try_into().map_err(|_| MirrorError::Damaged)?);

@@ -3,7 +3,7 @@
 //! Every commit is kept with the changes that were accepted, and now and then the whole tree ([`super::commit`]). The tree at a revision is the nearest snapshot before
 //! it and the changes since.
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use cortex_wire::{
@@ -14,10 +14,9 @@ use cortex_wire::{
         path::RelPath,
         tree::Tree,
     },
-    schema::Commit,
 };
 
-use super::{MirrorError, commit::packs, workspace::Workspace};
+use super::{MirrorError, workspace::Workspace};
 use crate::{
     hub::Hub,
     record::{
@@ -27,10 +26,6 @@ use crate::{
     store::{Order, ReadTx, Span, StoreError},
 };
 
-/// A stream that is further behind gets the difference of two trees instead of the commits between them.
-const FOLD_FROM: u64 = if cfg!(test) { 6 } else { 256 };
-/// Commits read at a time.
-const COMMITS_AT_ONCE: usize = 32;
 /// Commits that are looked at for one page of the log.
 const LOOKED_AT: usize = 5_000;
 
@@ -177,56 +172,4 @@ impl Workspace {
         }
         hub.db.read(move |tx| Ok(commit_at(tx, session, revision)?.is_some_and(|commit| commit.root == root))).await
     }
-
-    /// The frames that lead from one revision towards another: all of them, or as many as are sent at a time.
-    pub(crate) async fn between(&self, hub: &Hub, from: u64, to: u64) -> Result<Vec<Commit>, MirrorError> {
-        if from == 0 || to - from > FOLD_FROM {
-            let before = if from == 0 { Tree::default() } else { self.tree_at(hub, from).await? };
-            let after = self.tree_at(hub, to).await?;
-            return Ok(frames(from, to, &after, &op::compact(&before, &after), to == self.head().revision()));
-        }
-        let commits = match self.recent(from, to) {
-            Some(commits) => commits,
-            None => {
-                let session = self.session;
-                let span = Span::under(session).after((session, from)).before((session, to + 1));
-                let read = move |tx: &dyn ReadTx| COMMITS.list(tx, &span, Order::Ascending, COMMITS_AT_ONCE);
-                hub.db.read::<_, StoreError>(read).await?.into_iter().map(Arc::new).collect()
-            }
-        };
-        let head = self.head().revision();
-        Ok(commits.iter().flat_map(|commit| frames_of(commit, head)).collect())
-    }
-}
-
-/// The frames of one commit: as many as it has batches.
-fn frames_of(commit: &CommitRecord, head: u64) -> Vec<Commit> {
-    let end = commit.batches.len().saturating_sub(1);
-    let frame = |(at, batch): (usize, &cortex_wire::schema::PackedBatch)| Commit {
-        base: commit.revision - 1,
-        revision: commit.revision,
-        root: if at == end { commit.root.clone() } else { Bytes::new() },
-        batch: Some(batch.clone()),
-        author: commit.node.clone(),
-        last: at == end && commit.revision == head,
-    };
-    commit.batches.iter().enumerate().map(frame).collect()
-}
-
-/// The frames of a difference: at least one, the last of them with the root.
-fn frames(base: u64, revision: u64, after: &Tree, ops: &[Op], last: bool) -> Vec<Commit> {
-    let mut batches = packs(ops);
-    if batches.is_empty() {
-        batches.push(op::pack(&[]));
-    }
-    let end = batches.len() - 1;
-    let frame = |(at, batch)| Commit {
-        base,
-        revision,
-        root: if at == end { Bytes::copy_from_slice(&after.root().0) } else { Bytes::new() },
-        batch: Some(batch),
-        author: Bytes::new(),
-        last: last && at == end,
-    };
-    batches.into_iter().enumerate().map(frame).collect()
 }

@@ -192,6 +192,11 @@ impl Nodes {
         hub::lock(&self.attached).get(&node).map(|attached| attached.sync.clone())
     }
 
+    /// How many are connected.
+    pub(super) fn count(&self) -> usize {
+        hub::lock(&self.attached).len()
+    }
+
     /// How many hold less than this revision.
     pub(crate) fn behind(&self, revision: u64) -> u64 {
         hub::lock(&self.attached).values().filter(|attached| attached.sync.revision < revision).count() as u64

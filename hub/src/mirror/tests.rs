@@ -7,7 +7,7 @@ use cortex_wire::{
         entry::{Content, Entry, Hash, Sid, Span},
         op::{self, Op},
         path::RelPath,
-        seal::{Keys, Sealer},
+        seal::{Keys, Opener, Sealer},
     },
     schema::{Proposal, Verdict, WorkspaceStatus},
 };
@@ -314,6 +314,53 @@ async fn a_list_of_chunks_in_chunks_is_looked_through() {
     desk.site.hub.mirrors.chunks.session(workspace.owner(), desk.session).await.unwrap().put(pages).await.unwrap();
     let op = Op::Put { path: path("large"), parent: None, entry: Entry::File { content, executable: false } };
     assert_eq!(codes(&desk.propose(1, &[op]).await.unwrap()), [(0, "missing_chunks")]);
+}
+
+/// The changes of a frame, wherever they are.
+async fn ops_of(desk: &Desk, frame: &cortex_wire::schema::Commit) -> Vec<Op> {
+    let batch = match &frame.batch {
+        Some(batch) => batch.clone(),
+        None => {
+            let (hub, workspace) = (&desk.site.hub, desk.workspace().await);
+            let sid = Sid::from_slice(&frame.list).unwrap();
+            let found = content::chunks_of(hub, &workspace).await.unwrap().read(vec![sid]).await.unwrap().remove(0).unwrap();
+            let plain = Opener::new(content::keys(hub, desk.session).await.unwrap()).open(found).unwrap();
+            prost::Message::decode(plain).unwrap()
+        }
+    };
+    op::unpack(&batch, limits::BATCH_OPS).unwrap()
+}
+
+#[tokio::test]
+async fn a_long_list_of_changes_is_one_chunk_for_all_who_begin_and_a_short_one_is_said() {
+    let desk = Desk::new().await;
+    desk.edit(vec![put("short", text("t"))]).await.unwrap();
+    let workspace = desk.workspace().await;
+    let said = workspace.between(&desk.site.hub, 0, 1).await.unwrap();
+    assert!(said.iter().all(|frame| frame.list.is_empty() && frame.batch.is_some()));
+    let noise = |number: u32| blake3::hash(&number.to_le_bytes()).to_string();
+    desk.edit((0..400).map(|number| put(&format!("f{number}"), text(&noise(number)))).collect()).await.unwrap();
+    let chunks = content::chunks_of(&desk.site.hub, &workspace).await.unwrap();
+    let before = chunks.size().0;
+    let (one, two) = tokio::join!(workspace.between(&desk.site.hub, 0, 2), workspace.between(&desk.site.hub, 0, 2));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((one.len(), one[0].list.len(), &one), (1, 32, &two));
+    assert_eq!(chunks.size().0, before + 1);
+    let mut tree = Tree::default();
+    for op in ops_of(&desk, &one[0]).await {
+        tree.apply(&op).unwrap();
+    }
+    assert_eq!((tree.root().0[..].to_vec(), one[0].last), (one[0].root.to_vec(), true));
+    // One receiver beside the author of a commit gets it in the frame, several get the chunk.
+    assert!(workspace.between(&desk.site.hub, 1, 2).await.unwrap()[0].list.is_empty());
+    let ann = &desk.ann;
+    let mut joined = Vec::new();
+    for number in 100..103 {
+        joined.push(workspace.join(desk.site.node(ann, number).await, 1));
+    }
+    let frames = workspace.between(&desk.site.hub, 1, 2).await.unwrap();
+    assert_eq!((frames.len(), frames[0].list.len(), frames[0].base), (1, 32, 1));
+    assert_eq!(ops_of(&desk, &frames[0]).await.len(), 400);
 }
 
 #[tokio::test]

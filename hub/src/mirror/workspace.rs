@@ -23,7 +23,7 @@ use cortex_wire::{
 use tokio::sync::{Semaphore, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{lock, nodes::Nodes};
+use super::{lock, nodes::Nodes, told::Told};
 use crate::{
     hub,
     record::mirror::{CommitRecord, WorkspaceRecord},
@@ -95,6 +95,7 @@ pub struct Workspace {
     pub(super) lock_watch: Mutex<Option<AbortOnDropHandle<()>>>,
     /// The nodes that follow it.
     pub(crate) nodes: Nodes,
+    pub(super) told: tokio::sync::Mutex<Option<Told>>,
 }
 
 impl Workspace {
@@ -106,6 +107,7 @@ impl Workspace {
             recent: Mutex::default(),
             lock_watch: Mutex::default(),
             nodes: Nodes::default(),
+            told: tokio::sync::Mutex::default(),
         })
     }
 

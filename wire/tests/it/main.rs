@@ -204,8 +204,15 @@ fn workspace() -> Vec<(&'static str, Vec<u8>)> {
         locks: vec![lock],
         paused: true,
     };
-    let commit =
-        Commit { base: 11, revision: 12, root: bytes(11, 32), batch: Some(packed.clone()), author: key(2).public().to_bytes(), last: true };
+    let commit = Commit {
+        base: 11,
+        revision: 12,
+        root: bytes(11, 32),
+        batch: Some(packed.clone()),
+        author: key(2).public().to_bytes(),
+        last: true,
+        list: bytes(12, 32),
+    };
     let proposal = Proposal { sequence: 4, batch: Some(packed), task_id: bytes(8, 16) };
     let objection = Objection { op: 2, code: "conflict".into(), message: "m".into() };
     let verdict = Verdict { sequence: 4, base: 11, revision: 12, root: bytes(11, 32), objections: vec![objection] };
