@@ -440,7 +440,7 @@ impl Maker {
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let cut = known.get(&plain).copied().filter(|cut| cut.length == length);
         if cut.is_none() {
-            self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(Draft::new(chunk)), at: self.map.0.len() });
+            self.pending.push_back(Pending::Chunk { sealing: self.sealers.seal(Draft::hashed(chunk, plain)), at: self.map.0.len() });
         }
         self.map.0.push(cut.unwrap_or(Cut { length, plain, sid: Sid([0; 32]), offset: 0 }));
         self.settle(SIDE_BY_SIDE)
