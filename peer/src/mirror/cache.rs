@@ -4,7 +4,7 @@
 //! a row costs a hash.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
     sync::Arc,
 };
@@ -70,7 +70,7 @@ impl Known {
             Self::Directory => vec![b'd'],
             Self::Symlink(target) => [b"l", target.as_bytes()].concat(),
             Self::File(KnownFile { stat, looked_at_ns, content }) => {
-                let mut row = Vec::with_capacity(85);
+                let mut row = Vec::with_capacity(89);
                 row.push(b'f');
                 for number in [stat.dev, stat.ino, stat.size] {
                     row.extend_from_slice(&number.to_le_bytes());
@@ -79,6 +79,7 @@ impl Known {
                     row.extend_from_slice(&time.to_le_bytes());
                 }
                 row.extend_from_slice(&stat.mode.to_le_bytes());
+                row.extend_from_slice(&stat.links.to_le_bytes());
                 row.extend_from_slice(content);
                 row
             }
@@ -90,7 +91,7 @@ impl Known {
         match (kind, rest.len()) {
             (b'd', 0) => Some(Self::Directory),
             (b'l', _) => Some(Self::Symlink(std::str::from_utf8(rest).ok()?.into())),
-            (b'f', 84) => {
+            (b'f', 88) => {
                 let word = |at: usize| rest[at * 8..at * 8 + 8].try_into().map(u64::from_le_bytes).ok();
                 let stat = Stat {
                     dev: word(0)?,
@@ -99,8 +100,9 @@ impl Known {
                     mtime_ns: word(3)?.cast_signed(),
                     ctime_ns: word(4)?.cast_signed(),
                     mode: u32::from_le_bytes(rest[48..52].try_into().ok()?),
+                    links: u32::from_le_bytes(rest[52..56].try_into().ok()?),
                 };
-                let content = rest[52..].try_into().ok()?;
+                let content = rest[56..].try_into().ok()?;
                 Some(Self::File(KnownFile { stat, looked_at_ns: word(5)?.cast_signed(), content }))
             }
             _ => None,
@@ -132,6 +134,15 @@ impl Cache {
         let mut cache = Self { known, ..Self::default() };
         cache.note_contents();
         cache
+    }
+
+    /// Other names of these files (by device and inode, and as they look now) that were seen when the files looked different. Looks through everything.
+    pub fn stale_names(&self, files: &HashMap<(u64, u64), Stat>) -> Vec<RelPath> {
+        let stale = |known: &Known| match known {
+            Known::File(file) => files.get(&(file.stat.dev, file.stat.ino)).is_some_and(|stat| file.stat != *stat),
+            _ => false,
+        };
+        self.known.iter().filter(|(_, known)| stale(known)).map(|(path, _)| path.clone()).collect()
     }
 
     fn note_contents(&mut self) {
@@ -230,7 +241,7 @@ mod tests {
 
     #[test]
     fn contents_are_found_and_those_that_are_gone_do_not_pile_up() {
-        let stat = Stat { dev: 1, ino: 1, size: 1, mtime_ns: 5, ctime_ns: 5, mode: 0o100_644 };
+        let stat = Stat { dev: 1, ino: 1, size: 1, mtime_ns: 5, ctime_ns: 5, mode: 0o100_644, links: 1 };
         let content = |number: u32| *blake3::hash(&number.to_le_bytes()).as_bytes();
         let file = |number| Some(Known::File(KnownFile { stat, looked_at_ns: 9, content: content(number) }));
         let mut cache = Cache::default();
@@ -241,12 +252,28 @@ mod tests {
         assert!(!cache.may_hold(&content(1)) && !cache.may_hold(&content(20_000)));
     }
 
+    #[test]
+    fn other_names_of_a_file_are_found_until_they_look_the_same() {
+        let mut cache = Cache::default();
+        let stat = |ino, ctime_ns, links| Stat { dev: 1, ino, size: 1, mtime_ns: 5, ctime_ns, mode: 0o100_644, links };
+        let file = |stat| Some(Known::File(KnownFile { stat, looked_at_ns: 9, content: [0; 32] }));
+        cache.set(&path("a"), file(stat(7, 1, 1)));
+        cache.set(&path("b"), file(stat(7, 2, 2)));
+        cache.set(&path("c"), file(stat(8, 1, 1)));
+        let now = HashMap::from([((1, 7), stat(7, 2, 2))]);
+        assert_eq!(cache.stale_names(&now), [path("a")]);
+        cache.set(&path("a"), file(stat(7, 2, 2)));
+        assert!(cache.stale_names(&now).is_empty());
+    }
+
     fn known() -> impl Strategy<Value = Known> {
-        let file = (any::<[u64; 3]>(), any::<[i64; 3]>(), any::<u32>(), any::<[u8; 32]>()).prop_map(|(numbers, times, mode, content)| {
-            let [dev, ino, size] = numbers;
-            let stat = Stat { dev, ino, size, mtime_ns: times[0], ctime_ns: times[1], mode };
-            Known::File(KnownFile { stat, looked_at_ns: times[2], content })
-        });
+        let file = (any::<[u64; 3]>(), any::<[i64; 3]>(), any::<[u32; 2]>(), any::<[u8; 32]>()).prop_map(
+            |(numbers, times, [mode, links], content)| {
+                let [dev, ino, size] = numbers;
+                let stat = Stat { dev, ino, size, mtime_ns: times[0], ctime_ns: times[1], mode, links };
+                Known::File(KnownFile { stat, looked_at_ns: times[2], content })
+            },
+        );
         prop_oneof![file, Just(Known::Directory), ".{0,40}".prop_map(|target| Known::Symlink(target.into()))]
     }
 

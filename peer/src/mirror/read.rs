@@ -229,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_look_right_after_a_change_is_not_clean() {
-        let stat = Stat { dev: 1, ino: 1, size: 1, mtime_ns: 5, ctime_ns: 1_000_000_000, mode: 0o100_644 };
+        let stat = Stat { dev: 1, ino: 1, size: 1, mtime_ns: 5, ctime_ns: 1_000_000_000, mode: 0o100_644, links: 1 };
         assert!(!is_clean(&stat, 1_000_000_000));
         assert!(!is_clean(&stat, 1_000_000_000 + TICK_NS));
         assert!(is_clean(&stat, 1_000_000_001 + TICK_NS));

@@ -61,6 +61,8 @@ pub struct Stat {
     pub ctime_ns: i64,
     /// Type and permissions.
     pub mode: u32,
+    /// How many names it has.
+    pub links: u32,
 }
 
 impl Stat {
@@ -73,6 +75,7 @@ impl Stat {
             mtime_ns: ns(stat.st_mtime, stat.st_mtime_nsec),
             ctime_ns: ns(stat.st_ctime, stat.st_ctime_nsec),
             mode: stat.st_mode,
+            links: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
         }
     }
 

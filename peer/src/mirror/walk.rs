@@ -7,7 +7,7 @@
 //! What a new rule ignores is in the workspace no longer, and stays on the disk: it is told apart from what is gone.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -131,7 +131,16 @@ pub fn look(
     gather: Option<&mut Gather>,
     tell: &mut dyn FnMut(Findings) -> bool,
 ) -> Result<(), Ended> {
-    let mut look = Look { eyes, how, gather, tell, findings: Findings::default(), buffer: vec![0; BUFFER_BYTES], opened: None };
+    let mut look = Look {
+        eyes,
+        how,
+        gather,
+        tell,
+        findings: Findings::default(),
+        buffer: vec![0; BUFFER_BYTES],
+        opened: None,
+        linked: HashMap::new(),
+    };
     if !eyes.root.is_in_place() {
         return Err(Ended::RootGone);
     }
@@ -154,6 +163,7 @@ pub fn look(
             }
         }
     }
+    look.look_at_other_names()?;
     // Whatever was not found may be because the whole folder went away meanwhile.
     if !eyes.root.is_in_place() {
         return Err(Ended::RootGone);
@@ -170,6 +180,8 @@ struct Look<'a> {
     buffer: Vec<u8>,
     /// The folder of the path that was looked at last: dirty paths come sorted.
     opened: Option<(String, Arc<Folder>)>,
+    /// Files of more than one name that have changed: events speak of the one by which they were written.
+    linked: HashMap<(u64, u64), Stat>,
 }
 
 impl Look<'_> {
@@ -245,6 +257,17 @@ impl Look<'_> {
                 Ok(false)
             }
         }
+    }
+
+    fn look_at_other_names(&mut self) -> Result<(), Ended> {
+        let linked = std::mem::take(&mut self.linked);
+        if !linked.is_empty() {
+            let names = self.cache().stale_names(&linked);
+            for name in names {
+                self.look_at(&name, Mark { written: true, ..Mark::default() })?;
+            }
+        }
+        Ok(())
     }
 
     fn place<'p>(&mut self, path: &'p RelPath) -> Result<(Arc<Folder>, &'p str), Errno> {
@@ -456,6 +479,12 @@ impl Look<'_> {
     fn found(&mut self, path: &RelPath, known: Known, new: bool) {
         if new || self.how.all {
             self.findings.found.push((path.clone(), Some(known.found())));
+        }
+        if let Known::File(KnownFile { stat, .. }) = &known
+            && stat.links > 1
+            && self.cache().file(path).is_none_or(|before| before.stat != *stat)
+        {
+            self.linked.insert((stat.dev, stat.ino), *stat);
         }
         self.cache().set(path, Some(known));
     }

@@ -9,7 +9,7 @@
 //! | [`access`] | who sees nothing |
 //! | [`ignore`] | what is not synced |
 //! | [`large`] | files of any size, and disks that are full |
-//! | [`odd`] | times that lie, a folder that vanishes, one file that is pushed |
+//! | [`odd`] | names, links, modes, sizes and times that are not what one expects; a folder that vanishes |
 //! | [`task`] | commands and the files that they are meant to find |
 
 mod access;

@@ -3,7 +3,7 @@
 use std::{fs, path::Path};
 
 use anyhow::{Result, ensure};
-use cortex_tests::{files::Sync, wait};
+use cortex_tests::{api::problem, files::Sync, wait};
 use serde_json::{Value, json};
 
 use super::{Pair, tree};
@@ -81,5 +81,35 @@ async fn much_is_deleted_only_when_somebody_says_yes() -> Result<()> {
     };
     wait::until("it asks after its death, and all is deleted", SOON, answered).await?;
     pair.same("on both", |tree| tree.is_empty()).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_question_keeps_its_number_and_an_answer_to_a_node_that_has_just_gone_is_refused() -> Result<()> {
+    const FILES: usize = 30;
+    let mut pair = Pair::set().await?;
+    let [one, two] = pair.folders();
+    fs::create_dir(one.join("many"))?;
+    for number in 0..FILES {
+        fs::write(one.join(format!("many/{number}")), format!("file {number}"))?;
+    }
+    let whole = pair.same("all files", |tree| tree.len() == FILES + 1).await?;
+    fs::rename(two.join("many"), pair.two.home().join("elsewhere"))?;
+    let asked = pair.two_says("it asks", |sync| sync.question.is_some()).await?.question.unwrap_or_default();
+    let same = |sync: &Sync| sync.question.as_ref() == Some(&asked);
+    pair.hub.process.kill9().await?;
+    pair.hub.restart().await?;
+    pair.two_says("it asks the same after another start of the hub", same).await?;
+    pair.two.process.kill9().await?;
+    // The hub may believe for a while that it is there.
+    let refused = problem(pair.answer(&asked, true).await)?;
+    ensure!(refused.status == 409 || (refused.status, refused.code.as_str()) == (503, "node_offline"), "{refused:?}");
+    ensure!(tree(&one)? == whole, "nobody has said yes");
+    pair.two.restart()?;
+    pair.two_says("it asks the same after its own death", same).await?;
+    // What the hub shows may still be what was asked before; an answer is acknowledged by whom it is for.
+    let taken = async || pair.answer(&asked, true).await.is_ok().then_some(());
+    wait::until("the answer is taken", SOON, taken).await?;
+    pair.same("all is deleted", |tree| tree.is_empty()).await?;
     Ok(())
 }

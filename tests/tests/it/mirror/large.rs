@@ -1,6 +1,11 @@
 //! Files of any size in bounded memory, and a disk that is full.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -55,23 +60,31 @@ fn futures(count: usize) -> impl futures_util::Stream<Item = std::io::Result<Byt
 }
 
 /// A small disk.
-struct Disk(TempDir);
+struct Disk {
+    at: PathBuf,
+    _folder: Option<TempDir>,
+}
 
 impl Disk {
     fn new(size: &str) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "tmpfs"], folder.path())?;
-        Ok(Self(folder))
+        Ok(Self { at: folder.path().to_owned(), _folder: Some(folder) })
+    }
+
+    fn over(folder: &Path, size: &str) -> Result<Self> {
+        mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "tmpfs"], folder)?;
+        Ok(Self { at: folder.to_owned(), _folder: None })
     }
 
     fn resize(&self, size: &str) -> Result<()> {
-        mount(&["-o", &format!("remount,size={size}")], self.0.path())
+        mount(&["-o", &format!("remount,size={size}")], &self.at)
     }
 }
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.at).status();
     }
 }
 
@@ -84,7 +97,7 @@ fn mount(options: &[&str], at: &Path) -> Result<()> {
 #[tokio::test]
 async fn a_full_disk_at_the_hub_is_said_and_heals_by_itself() -> Result<()> {
     let disk = Disk::new("16m")?;
-    let hub = Hub::start_with(HubOptions { mirror_dir: Some(disk.0.path().to_owned()), ..HubOptions::default() }).await?;
+    let hub = Hub::start_with(HubOptions { mirror_dir: Some(disk.at.clone()), ..HubOptions::default() }).await?;
     let pair = Pair::at(hub).await?;
     let [one, two] = pair.folders();
     let large: Vec<u8> = (0..40).flat_map(noise).collect();
@@ -105,4 +118,30 @@ async fn a_full_disk_at_the_hub_is_said_and_heals_by_itself() -> Result<()> {
     .await?;
     let quiet = async || pair.hub.sync_of(&pair.session, &pair.one.node).await.ok()??.problems.is_empty().then_some(());
     wait::until("nothing is wrong any more", SOON, quiet).await
+}
+
+#[tokio::test]
+async fn a_full_disk_at_a_node_is_said_and_heals_by_itself() -> Result<()> {
+    let hub = Hub::start().await?;
+    let (one, two) = (hub.enrol("one").await?, hub.enrol("two").await?);
+    let disk = Disk::over(&two.home().join("work"), "8m")?;
+    let session = hub.session(&[&one.node, &two.node]).await?.id;
+    let pair = Pair { hub, session, one, two };
+    let [one, two] = pair.folders();
+    let there = async || (one.join(".cortex").is_dir() && two.join(".cortex").is_dir()).then_some(());
+    wait::until("the folders", SOON, there).await?;
+    let large: Vec<u8> = (0..20).flat_map(noise).collect();
+    fs::write(one.join("large"), &large)?;
+    fs::write(one.join("small"), "goes on")?;
+    let said = async || {
+        let sync = pair.hub.sync_of(&pair.session, &pair.two.node).await.ok()??;
+        sync.problems.into_iter().find(|problem| problem["code"] == "no_space")
+    };
+    let seen = wait::until("the status says what is wrong", Duration::from_secs(20), said).await?;
+    ensure!(seen["path"] == "large" && !two.join("large").exists(), "{seen}");
+    disk.resize("100m")?;
+    let same = async || fs::read(two.join("large")).is_ok_and(|found| found == large).then_some(());
+    wait::until("it arrives", Duration::from_secs(60), same).await?;
+    ensure!(fs::read(two.join("small"))? == b"goes on");
+    Ok(())
 }

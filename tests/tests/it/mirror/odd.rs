@@ -1,7 +1,11 @@
-//! Times that are not what one expects, a folder that vanishes, and one file that is pushed.
+//! Names, links, modes, sizes and times that are not what one expects, and a folder that vanishes.
 
 use std::{
     fs,
+    io::{Seek as _, Write as _},
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
+    path::Path,
+    process::Command,
     time::{Duration, SystemTime},
 };
 
@@ -11,6 +15,42 @@ use serde_json::{Value, json};
 
 use super::{Pair, tree};
 use crate::SOON;
+
+#[tokio::test]
+async fn odd_names_links_and_modes_are_the_same_everywhere() -> Result<()> {
+    let pair = Pair::set().await?;
+    let [one, two] = pair.folders();
+    let long = "n".repeat(255);
+    let names = ["a b", "line\nbreak", "caf\u{e9}", "cafe\u{301}", "Case", "case", "-rf", "'\"`$(x)", "\u{1f980}", "...", long.as_str()];
+    for name in names {
+        fs::write(one.join(name), name)?;
+    }
+    fs::write(one.join("empty"), "")?;
+    fs::hard_link(one.join("a b"), one.join("second name"))?;
+    for (name, target) in [("dangling", "nowhere/at all"), ("outside", "/etc/passwd"), ("loop", "loop"), ("up", "../../..")] {
+        symlink(target, one.join(name))?;
+    }
+    fs::set_permissions(one.join("case"), fs::Permissions::from_mode(0o444))?;
+    let found = pair.same("all of it", |tree| tree.len() == names.len() + 6).await?;
+    ensure!(found[Path::new("outside")] == "link to /etc/passwd", "a link is data: {found:?}");
+    assert_eq!(pair.at_hub().await?, found);
+    // An edit through one name of a file is one of the other name, too; and an executable bit is an edit.
+    fs::OpenOptions::new().append(true).open(one.join("second name"))?.write_all(b" and more")?;
+    fs::set_permissions(two.join("Case"), fs::Permissions::from_mode(0o755))?;
+    fs::remove_file(two.join("loop"))?;
+    let both = |tree: &std::collections::BTreeMap<_, String>| {
+        ["a b", "second name"].iter().all(|name| tree[Path::new(name)].ends_with("a b and more"))
+            && tree[Path::new("Case")].contains("executable=true")
+            && !tree.contains_key(Path::new("loop"))
+    };
+    pair.same("edits of them", both).await?;
+    // A file that nobody may write is replaced all the same, and stays so.
+    pair.hub.put_file(&pair.session, "case", &[], "replaced").await?;
+    pair.same("the read-only file", |tree| tree[Path::new("case")].ends_with("replaced")).await?;
+    ensure!(fs::metadata(one.join("case"))?.mode() & 0o777 == 0o444, "{:o}", fs::metadata(one.join("case"))?.mode());
+    ensure!(tree(&two)?.len() == names.len() + 5, "nothing beside it");
+    Ok(())
+}
 
 #[tokio::test]
 async fn times_that_lie_hide_no_edit() -> Result<()> {
@@ -42,6 +82,30 @@ async fn a_folder_that_vanishes_deletes_nothing_and_is_filled_again_when_somebod
     let path = pair.api(&format!("workspace/nodes/{}/answer", pair.two.node));
     pair.hub.post::<Value>(&path, json!({ "question": asked["id"], "yes": true })).await?;
     ensure!(pair.same("the folder is filled again", |tree| tree.len() == 2).await? == whole);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_large_sparse_file_needs_little_memory_on_both_sides() -> Result<()> {
+    const SIZE: u64 = 256 << 20;
+    const MOST: u64 = 120 << 20;
+    let pair = Pair::set().await?;
+    let [one, two] = pair.folders();
+    let mut file = fs::File::create(one.join("sparse"))?;
+    file.set_len(SIZE)?;
+    for at in [0, SIZE / 3, SIZE - 5] {
+        file.seek(std::io::SeekFrom::Start(at))?;
+        file.write_all(b"here.")?;
+    }
+    drop(file);
+    let arrived = async || fs::metadata(two.join("sparse")).is_ok_and(|data| data.len() == SIZE).then_some(());
+    wait::until("the file", Duration::from_secs(180), arrived).await?;
+    ensure!(Command::new("cmp").arg(one.join("sparse")).arg(two.join("sparse")).status()?.success());
+    for (who, peak) in
+        [("one", pair.one.process.peak_memory()?), ("two", pair.two.process.peak_memory()?), ("hub", pair.hub.process.peak_memory()?)]
+    {
+        ensure!(peak < MOST, "{who}: {} MiB", peak >> 20);
+    }
     Ok(())
 }
 
