@@ -63,22 +63,24 @@ fn spread(hub: &Hub, peers: &[Peer], tar: &[u8], counter: &mut Counter) -> anyho
     let session = client.call("POST", "/api/sessions", Some(&json!({"title": "broadcast"})))?;
     let session = session["id"].as_str().context("a session without an id")?.to_owned();
     client.put(&format!("/api/sessions/{session}/workspace/archive"), tar)?;
+    // Before anybody comes: the lists of changes that are sealed for them are part of what it costs.
+    let stored = client.call("GET", &format!("/api/sessions/{session}/workspace"), None)?;
+    let sealed = stored["stored_bytes"].as_f64().context("no stored_bytes")?;
     let (since, before) = (Instant::now(), counter.bytes()?);
     for peer in peers {
         client.call("POST", &format!("/api/sessions/{session}/nodes/{}", peer.node), None)?;
     }
-    let workspace = loop {
+    loop {
         interrupt::check()?;
         let workspace = client.call("GET", &format!("/api/sessions/{session}/workspace"), None)?;
         let done = |node: &Value| node["sync"]["state"] == "in_sync" && node["sync"]["revision"] == workspace["revision"];
         if workspace["nodes"].as_array().is_some_and(|nodes| nodes.len() == peers.len() && nodes.iter().all(done)) {
-            break workspace;
+            break;
         }
         ensure!(since.elapsed().as_secs() < 180, "waited in vain for {} nodes: {workspace}", peers.len());
         thread::sleep(std::time::Duration::from_millis(5));
-    };
+    }
     let seconds = since.elapsed().as_secs_f64();
-    let sealed = workspace["stored_bytes"].as_f64().context("no stored_bytes")?;
     let egress = (counter.bytes()? - before) as f64 / sealed;
     client.call("DELETE", &format!("/api/sessions/{session}"), None)?;
     Ok(Found { egress, seconds })
