@@ -251,6 +251,16 @@ impl Network {
         tokio::spawn(relays::keep(self, link, gatekeeper));
     }
 
+    /// A relay does not answer: the nodes that send by it hear so from the relays of their standby links, and look for themselves.
+    fn tell_silent(&self, relay: &RelayId) {
+        if let Some((embedded, _)) = &self.embedded {
+            embedded.tell_silent(&self.hub.id(), relay);
+        }
+        for link in lock(&self.links).iter().filter(|link| link.relay.id != *relay) {
+            link.tell_silent(relay);
+        }
+    }
+
     /// Cuts a node's links at every relay.
     fn cut_links(&self, node: NodeId) {
         if let Some((relay, _)) = &self.embedded {

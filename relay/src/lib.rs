@@ -368,6 +368,13 @@ impl Relay {
         }
     }
 
+    /// Another relay does not answer a hub that is served here: its nodes hear of it.
+    pub fn tell_silent(&self, hub: &HubId, other: &RelayId) {
+        if let Some(tenant) = self.tenants.get(hub) {
+            tenant.tell_silent(other.key().to_bytes());
+        }
+    }
+
     /// Takes a caller, with packets as large as the way to it allows.
     fn take(&self, incoming: Incoming) -> Result<Connecting, ConnectionError> {
         match quic::packet_bytes(incoming.remote_address()) {

@@ -330,7 +330,7 @@ impl Arrival {
         mut grant: ticket::Grant,
         fresh: Option<Signed>,
     ) {
-        let mut hub_state = tenant.state();
+        let (mut hub_state, mut silent) = (tenant.state(), tenant.silent());
         let instance = hub_state.borrow_and_update().instance;
         let sessions = watch::Sender::new(grant.sessions.clone());
         let entered = self.enter(route, &tenant, Some(sessions.clone()), self.budget(&grant));
@@ -352,6 +352,11 @@ impl Arrival {
                     // All nodes hear of it at once; they come back spread out.
                     let state = HubState { within_ms: self.relay.spread_ms(RETURN_LASTS_MS), ..*hub_state.borrow_and_update() };
                     if self.send(from_relay::Frame::HubState(state)).await.is_err() { break CloseCode::Done }
+                    continue;
+                }
+                _ = silent.changed() => {
+                    let relay = silent.borrow_and_update().clone();
+                    if self.send(from_relay::Frame::Silent(relay)).await.is_err() { break CloseCode::Done }
                     continue;
                 }
                 () = until(grant.expires_at_ms) => break CloseCode::TicketExpired,
@@ -385,7 +390,11 @@ impl Arrival {
                 },
                 // What only a hub may say, from a node: not the protocol.
                 Some(
-                    to_relay::Frame::Admission(_) | to_relay::Frame::Revoke(_) | to_relay::Frame::Echoed(_) | to_relay::Frame::Unused(_),
+                    to_relay::Frame::Admission(_)
+                    | to_relay::Frame::Revoke(_)
+                    | to_relay::Frame::Echoed(_)
+                    | to_relay::Frame::Unused(_)
+                    | to_relay::Frame::Silent(_),
                 ) => break CloseCode::Protocol,
                 None => {}
             }
@@ -455,7 +464,8 @@ impl Arrival {
                     let sessions: Vec<_> = unused.session_ids.iter().filter_map(|id| SessionId::from_slice(id).ok()).collect();
                     self.relay.forget(&tenant.hub(), &sessions, unused.deleted);
                 }
-                Some(to_relay::Frame::Renew(_)) => break CloseCode::Protocol,
+                Some(to_relay::Frame::Silent(relay)) if PublicKey::from_slice(&relay).is_ok() => tenant.tell_silent(relay),
+                Some(to_relay::Frame::Renew(_) | to_relay::Frame::Silent(_)) => break CloseCode::Protocol,
                 None => {}
             }
         };

@@ -95,6 +95,8 @@ pub struct Tenant {
     index: usize,
     connected: Mutex<Connected>,
     state: watch::Sender<HubState>,
+    /// The last relay that did not answer the hub, by its key.
+    silent: watch::Sender<Bytes>,
 }
 
 #[derive(Default)]
@@ -107,7 +109,7 @@ struct Connected {
 
 impl Tenant {
     pub(crate) fn new(hub: HubId, index: usize) -> Self {
-        Self { hub, index, connected: Mutex::default(), state: watch::Sender::default() }
+        Self { hub, index, connected: Mutex::default(), state: watch::Sender::default(), silent: watch::Sender::default() }
     }
 
     /// Which hub.
@@ -132,6 +134,16 @@ impl Tenant {
     /// Whether the hub is connected, and which start of it; changes are seen by every link.
     pub fn state(&self) -> watch::Receiver<HubState> {
         self.state.subscribe()
+    }
+
+    /// Relays that do not answer the hub, as it notices them.
+    pub(crate) fn silent(&self) -> watch::Receiver<Bytes> {
+        self.silent.subscribe()
+    }
+
+    /// Tells every node that is linked here.
+    pub(crate) fn tell_silent(&self, relay: Bytes) {
+        self.silent.send_replace(relay);
     }
 
     pub(crate) fn connect(&self, link: u64, ticket_key: PublicKey, instance: u64, authority: Arc<dyn Authority>) {

@@ -19,7 +19,7 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::{NodeId, SessionId},
+    id::{NodeId, RelayId, SessionId},
     invite::RelayEndpoint,
     limits,
     route::RelayTag,
@@ -37,8 +37,10 @@ use crate::{
     mesh::{AGENT, Network, admission::Gatekeeper},
 };
 
-/// How often a link is probed: this also keeps a NAT in front of the hub open.
-const PING: Duration = Duration::from_secs(2);
+/// How often a link is probed: this also keeps a NAT in front of the hub open. When a relay has not answered until the next probe, its nodes are told by the others.
+const PING: Duration = Duration::from_millis(500);
+/// A link with so many probes unanswered has ended.
+const UNANSWERED: u64 = 8;
 /// How long readiness waits for a relay.
 const ECHO: Duration = Duration::from_secs(2);
 /// A relay that was removed keeps its link so long, for its nodes to move.
@@ -160,6 +162,14 @@ impl RelayLink {
         }
     }
 
+    /// Another relay does not answer.
+    pub(crate) fn tell_silent(&self, other: &RelayId) {
+        if let Some(frames) = &lock(&self.live).frames {
+            // Lost, it is found out by each node's next heartbeat.
+            let _ = frames.try_send(ToRelay { frame: Some(to_relay::Frame::Silent(other.key().to_bytes())) });
+        }
+    }
+
     pub(crate) fn revoke(&self, node: NodeId) {
         if let Some(frames) = &lock(&self.live).frames {
             // When the queue is full, the ticket's short life does it.
@@ -266,7 +276,7 @@ async fn live(network: &Network, link: &RelayLink, dialled: Link, gatekeeper: &A
                             }
                         });
                     }
-                    from_relay::Frame::NodeGone(_) | from_relay::Frame::HubState(_) => {}
+                    from_relay::Frame::NodeGone(_) | from_relay::Frame::HubState(_) | from_relay::Frame::Silent(_) => {}
                 },
                 Ok(Some(FromRelay { frame: None })) => {}
                 Ok(None) => return "the relay ended it".into(),
@@ -276,7 +286,10 @@ async fn live(network: &Network, link: &RelayLink, dialled: Link, gatekeeper: &A
                 if let Err(error) = writer.send(&frame).await { return error.to_string() }
             }
             _ = ping.tick() => {
-                if unanswered >= 2 {
+                if unanswered == 1 {
+                    network.tell_silent(&link.relay.id);
+                }
+                if unanswered >= UNANSWERED {
                     connection.close(quinn::VarInt::from_u32(CloseCode::Silent.number()), b"silent");
                     return "the relay stopped answering".into();
                 }

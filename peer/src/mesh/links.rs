@@ -57,6 +57,8 @@ const PING: Duration = Duration::from_millis(200);
 const LONGEST: Duration = Duration::from_secs(1);
 /// Events and orders that may wait.
 const QUEUE: usize = 64;
+/// Home is doubted once within this time, whatever relays say of it.
+const DOUBTS: Duration = Duration::from_secs(1);
 /// What a relay may ask of a node that it refuses.
 const LONGEST_WAIT: Duration = Duration::from_secs(600);
 /// The longest time over which nodes are spread.
@@ -86,6 +88,8 @@ pub(crate) struct View {
     pub(crate) epoch: u64,
     /// How often the machine has woken up: what was last heard is old then.
     pub(crate) woken: u64,
+    /// How often somebody said that home's relay is silent: a heartbeat shows whether it is.
+    pub(crate) doubted: u64,
     /// Which start of the hub the relays know; 0: none has told yet.
     pub(crate) instance: u64,
     /// A hub that has come back is connected to within this time.
@@ -261,6 +265,8 @@ struct Keeper {
     watch: Watch,
     /// The hub did not answer, and home was pinged for it then.
     unheard: Option<Instant>,
+    /// When a relay last said that home is silent.
+    doubted: Option<Instant>,
     number: u64,
     tries: u32,
     /// What people see.
@@ -285,6 +291,7 @@ impl Keeper {
             view,
             watch: Watch::Quiet,
             unheard: None,
+            doubted: None,
             number: 0,
             tries: 0,
             shown: Shown::default(),
@@ -507,6 +514,12 @@ impl Keeper {
                 tracing::info!(relay = self.address(relay), in_ms = wait.as_millis(), "the relay is being stopped; moving to another");
                 self.paths.drain(relay, now + wait);
             }
+            // Whoever says so may be wrong, or lie: it costs one heartbeat.
+            Told::Silent(silent) if self.carries() == Some(Way::Relay(silent)) && self.doubted.is_none_or(|at| now > at + DOUBTS) => {
+                self.doubted = Some(now);
+                self.view.send_modify(|view| view.doubted += 1);
+            }
+            Told::Silent(_) => {}
             Told::Ended(ended) => self.ended(relay, ended, now),
         }
     }

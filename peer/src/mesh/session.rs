@@ -302,7 +302,7 @@ impl Session {
         let mut beat = tokio::time::interval(self.heartbeat);
         beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut view = mesh.links.view();
-        let known = |view: &View| (view.epoch, view.woken, view.standby.map(|(relay, _)| relay));
+        let known = |view: &View| (view.epoch, view.woken, view.doubted, view.standby.map(|(relay, _)| relay));
         let mut way = known(&view.borrow_and_update());
         let mut searched = view.borrow().search.0;
         let mut answer = Answer::Here;

@@ -15,7 +15,7 @@ use cortex_runtime::{
 };
 use cortex_wire::{
     close::CloseCode,
-    id::HubId,
+    id::{HubId, RelayId},
     invite::RelayEndpoint,
     key::SecretKey,
     route::RelayTag,
@@ -57,6 +57,8 @@ pub(crate) enum Told {
     Hub(HubState),
     /// The relay is being stopped.
     Drain(Drain),
+    /// Another relay does not answer the hub.
+    Silent(RelayId),
     /// It is over. Nothing follows.
     Ended(Ended),
 }
@@ -207,6 +209,10 @@ async fn serve(link: &mut Link, number: u64, tell: &mpsc::Sender<(u64, Told)>, o
                     },
                     Some(from_relay::Frame::HubState(state)) => Told::Hub(state),
                     Some(from_relay::Frame::Drain(drain)) => Told::Drain(drain),
+                    Some(from_relay::Frame::Silent(relay)) => match RelayId::from_slice(&relay) {
+                        Ok(relay) => Told::Silent(relay),
+                        Err(_) => continue,
+                    },
                     // What only hubs are told, and what is not known here.
                     Some(
                         from_relay::Frame::Admission(_)

@@ -138,6 +138,28 @@ async fn output_goes_on_within_half_a_second_when_the_relay_that_carries_it_is_k
 }
 
 #[tokio::test]
+async fn a_node_that_does_nothing_hears_that_its_relay_is_dead_before_its_next_heartbeat() -> Result<()> {
+    // Heartbeats are 5 s apart: by itself it would notice that early in one of two rounds.
+    const AT_MOST: Duration = Duration::from_millis(2_500);
+    let mut two = Two::set().await?;
+    for round in 0..4 {
+        let home = two.both_links().await?;
+        tokio::time::sleep(Duration::from_millis(300 * round)).await;
+        let killed = Instant::now();
+        two.relays[home].process.kill9().await?;
+        let elsewhere = async || {
+            let relay = two.hub.node(&two.peer.node).await.ok()?.presence.relay?;
+            (two.place(&relay)? != home).then_some(())
+        };
+        wait::until("the node is behind the other relay", SOON, elsewhere).await?;
+        let took = killed.elapsed();
+        ensure!(took < AT_MOST, "round {round}: it took {took:?}");
+        two.relays[home].restart().await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_relay_that_is_stopped_is_left_without_a_gap_and_comes_back_as_the_standby() -> Result<()> {
     let mut two = Two::set().await?;
     let chatter = two.chatter().await?;
