@@ -12,10 +12,13 @@ need curl curl
 need ip iproute2
 need nft nftables
 need conntrack conntrack
+need chromium chromium
 need dash dash
 need tinyproxy tinyproxy
 need microsocks microsocks
 need nginx nginx-light
+need node nodejs
+need npm npm
 
 if [ -n "$packages" ]; then
     if [ "$(id -u)" != 0 ]; then
@@ -37,4 +40,10 @@ fi
 
 if ! command -v cargo-nextest >/dev/null 2>&1; then
     cargo install --locked cargo-nextest
+fi
+
+# Vite and the types' generator need it; a distribution may have an older one.
+if [ "$(node -p 'Number(process.versions.node.split(".")[0])')" -lt 20 ]; then
+    echo "The web page needs Node.js 20 or later; this is $(node --version). See https://nodejs.org" >&2
+    exit 1
 fi

@@ -6,8 +6,10 @@ mod failover;
 mod idle;
 mod mirror;
 mod output;
+mod pool;
 mod reconnect;
 mod relay;
+mod sandbox;
 mod start;
 
 use std::{
@@ -39,6 +41,7 @@ pub struct Bench {
 pub const BENCHES: &[Bench] = &[
     dispatch::BENCH,
     output::BENCH,
+    pool::BENCH,
     idle::BENCH,
     start::BENCH,
     mirror::BENCH,
@@ -46,6 +49,7 @@ pub const BENCHES: &[Bench] = &[
     failover::BENCH,
     relay::BENCH,
     reconnect::BENCH,
+    sandbox::BENCH,
 ];
 
 /// How a benchmark is run.

@@ -1,5 +1,5 @@
-//! Many nodes in this process: each with its key, its socket, its link and its connection to the hub, speaking the peer's own protocol code. Only tasks
-//! and the reading of the machine's health are left out.
+//! Many nodes in this process: each with its key, its socket, its link and its connection to the hub, speaking the peer's own protocol code. Only
+//! the reading of the machine's health is left out, and of most fleets the tasks.
 
 use std::{
     path::Path,
@@ -15,6 +15,7 @@ use anyhow::{Context as _, ensure};
 use cortex_peer::{
     mesh::{self, KeySequences, MeshOptions},
     mirror::Mirror,
+    sandbox::Sandbox,
     task::{Bounds, Tasks, TasksOptions},
 };
 use cortex_runtime::{clock, lifecycle::Lifecycle};
@@ -45,14 +46,23 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Lets one node join with each invite.
+    /// Lets one node join with each invite. They run no tasks.
     pub fn join(folder: &Path, invites: Vec<String>) -> Self {
+        Self::start(folder, invites, None)
+    }
+
+    /// The same with nodes that run so many tasks at a time.
+    pub fn working(folder: &Path, invites: Vec<String>, slots: u32) -> Self {
+        Self::start(folder, invites, Some(slots))
+    }
+
+    fn start(folder: &Path, invites: Vec<String>, slots: Option<u32>) -> Self {
         let (lifecycle, registered) = (Lifecycle::new(), Arc::new(AtomicUsize::new(0)));
         let known = Arc::new(Mutex::new(vec![0; invites.len()]));
         let (folder, life, count, lists) = (folder.to_owned(), lifecycle.clone(), registered.clone(), known.clone());
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(live(&folder, invites, life, count, lists))
+            runtime.block_on(live(&folder, invites, slots, life, count, lists))
         });
         Self { lifecycle, registered, known, thread: Some(thread) }
     }
@@ -91,23 +101,31 @@ impl Drop for Fleet {
 async fn live(
     folder: &Path,
     invites: Vec<String>,
+    slots: Option<u32>,
     lifecycle: Lifecycle,
     registered: Arc<AtomicUsize>,
     lists: Arc<Mutex<Vec<usize>>>,
 ) -> anyhow::Result<()> {
-    let ceiling = SandboxPolicy { task_slots: 1, ..SandboxPolicy::default() };
-    let tasks = Tasks::open(TasksOptions {
-        state_dir: folder.join("fleet"),
-        workspace_dir: folder.join("fleet/work"),
-        node: SecretKey::from_seed(clock::random()),
-        ceiling: ceiling.clone(),
-        shell: "/bin/sh".into(),
-        environment: Vec::new(),
-        bounds: Bounds::default(),
-        policy_sequence: 0,
-    })?;
+    let task_slots = slots.unwrap_or(1);
+    let ceiling = SandboxPolicy { task_slots, ..SandboxPolicy::default() };
+    let open = |folder: &Path, node: SecretKey| {
+        Tasks::open(TasksOptions {
+            state_dir: folder.to_owned(),
+            workspace_dir: folder.join("work"),
+            node,
+            ceiling: ceiling.clone(),
+            shell: "/bin/sh".into(),
+            environment: Vec::new(),
+            bounds: Bounds::default(),
+            browser: None,
+            sandbox: Sandbox::of_this_program(Vec::new()),
+            policy_sequence: 0,
+        })
+    };
+    // Nodes that run nothing share what they would run it with.
+    let shared = open(&folder.join("fleet"), SecretKey::from_seed(clock::random()))?;
     let capabilities =
-        watch::Sender::new(Capabilities { os: "linux".into(), hostname: "simulated".into(), task_slots: 1, ..Capabilities::default() });
+        watch::Sender::new(Capabilities { os: "linux".into(), hostname: "simulated".into(), task_slots, ..Capabilities::default() });
     let joining = Arc::new(Semaphore::new(JOINING));
     let mut nodes = JoinSet::new();
     for (number, text) in invites.iter().enumerate() {
@@ -116,6 +134,7 @@ async fn live(
         let (count, lists) = (registered.clone(), lists.clone());
         let key = SecretKey::from_seed(clock::random());
         let place = folder.join(format!("fleet/{number}"));
+        let tasks = if slots.is_some() { open(&place, key.clone())? } else { shared.clone() };
         let options = MeshOptions {
             mirror: Mirror::new(place.join("work"), &place, NodeId::from(key.public())),
             key,
@@ -129,7 +148,7 @@ async fn live(
             ceiling: ceiling.clone(),
             capabilities: capabilities.subscribe(),
             health: Box::new(HealthReport::default),
-            tasks: tasks.clone(),
+            tasks,
             remember: Box::new(move |known| {
                 lists.lock().unwrap_or_else(PoisonError::into_inner)[number] = known.relays.len();
                 if permit.take().is_some() {

@@ -54,6 +54,17 @@ impl Actor {
         by_role && self.scopes.contains(&scope)
     }
 
+    /// Refuses whoever came with a token, whatever its scopes: that is a program, an AI perhaps, and some decisions are people's.
+    ///
+    /// # Errors
+    /// [`Refused::Forbidden`].
+    pub fn must_be_a_person(&self) -> Result<(), Refused> {
+        if self.login.is_some() && self.token.is_none() && self.via != "mcp" {
+            return Ok(());
+        }
+        Err(Refused::Forbidden("this is decided by a person who is logged in, never by a token"))
+    }
+
     /// As the audit log names them.
     pub fn subject(&self) -> String {
         format!("user:{}", self.user)

@@ -11,10 +11,14 @@
 //! | [`rate`] | how often, and how many at once |
 //! | [`body`], [`paging`], [`view`] | reading requests, lists in pages, what records look like from outside |
 //! | [`account`], [`invite`], [`node`], [`session`], [`task`], [`admin`], [`health`] | the routes of these concepts |
-//! | [`output`] | a task's output as bytes |
+//! | [`overview`], [`output`] | tasks of all sessions; a task's output as bytes |
+//! | [`policy`], [`approval`] | what nodes allow; what people are asked, and say |
+//! | [`terminal`] | a task's terminal as a WebSocket |
+//! | [`secret`] | what tasks use and nobody reads |
+//! | [`browser`] | a session's browser: actions, events, pictures |
 //! | [`files`], [`workspace`], [`history`] | a session's files: contents, the workspace as a whole, what it was |
 //! | [`sse`], [`tail`], [`position`], [`stream`] | event streams, exact over reconnects |
-//! | [`download`], [`dist`], [`pages`] | bringing a machine in; pages without a script framework |
+//! | [`download`], [`dist`], [`pages`] | bringing a machine in; the web page |
 //! | [`metrics`] | counts for operators |
 //! | [`openapi`] | the API's own description |
 
@@ -30,7 +34,9 @@ use crate::hub::Hub;
 
 pub mod account;
 pub mod admin;
+pub mod approval;
 pub mod body;
+pub mod browser;
 pub mod caller;
 pub mod credential;
 pub mod dist;
@@ -45,17 +51,21 @@ pub mod metrics;
 pub mod node;
 pub mod openapi;
 pub mod output;
+pub mod overview;
 pub mod pages;
 pub mod paging;
+pub mod policy;
 pub mod position;
 pub mod problem;
 pub mod rate;
+pub mod secret;
 pub mod session;
 pub mod site;
 pub mod sse;
 pub mod stream;
 pub mod tail;
 pub mod task;
+pub mod terminal;
 pub mod view;
 pub mod workspace;
 
@@ -170,9 +180,15 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(account::routes())
         .merge(invite::routes())
         .merge(node::routes())
+        .merge(policy::routes())
+        .merge(approval::routes())
         .merge(session::routes())
         .merge(task::routes())
+        .merge(overview::routes())
+        .merge(terminal::routes())
+        .merge(secret::routes())
         .merge(output::routes())
+        .merge(browser::routes())
         .merge(files::routes())
         .merge(workspace::routes())
         .merge(history::routes())

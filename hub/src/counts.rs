@@ -36,7 +36,7 @@ impl Hub {
         for node in self.db.read(|tx| NODES.list(tx, &Span::all(), Order::Ascending, usize::MAX)).await? {
             *counts.nodes.entry(name_of(self.presence.of(&node).state)).or_default() += 1;
         }
-        for task in self.all_open_tasks().await? {
+        for task in self.all_open_tasks().await?.into_iter().chain(self.pool_tasks().await?) {
             *counts.open_tasks.entry(task.state.name()).or_default() += 1;
         }
         Ok(counts)

@@ -12,11 +12,15 @@ use cortex_runtime::keyfile;
 use cortex_wire::{
     id::{HubId, NodeId, RelayId, SessionId, TaskId},
     invite::RelayEndpoint,
+    pool::Tally,
+    schema,
 };
 use futures_util::future::BoxFuture;
 
 use crate::{
     account::{self, Logins},
+    approval,
+    browser::BrowserNews,
     events::Feeds,
     failure::{Failure, Kind},
     invite,
@@ -27,6 +31,7 @@ use crate::{
     record::{Task, tables::PROBE},
     store::{Db, StoreError, migrate, redb::RedbStore},
     task,
+    terminal::Terminals,
 };
 
 /// Whether a node takes a task now.
@@ -40,6 +45,8 @@ pub enum Reservation {
     Offline,
     /// It takes tasks only over a direct way, and there is none.
     Indirect,
+    /// It is there, and takes nothing new because its owner said so.
+    Drained,
 }
 
 /// Why standard input did not reach a task.
@@ -141,6 +148,20 @@ pub struct RelayCheck {
 pub trait Mesh: Send + Sync + 'static {
     /// Takes a task slot of an online node, or says why not.
     fn reserve(&self, node: NodeId) -> Reservation;
+    /// How many slots of a node are free; `None`: it is not there, or takes no tasks now.
+    fn room(&self, node: NodeId) -> Option<u32>;
+    /// Offers a task to the pool, under the fence that it has. Called on the store's thread after the commit, as [`Mesh::deliver`] is.
+    fn offer(&self, task: Task);
+    /// A node is to be given nothing new, or may be again. From then on, when this returns.
+    fn drain(&self, _node: NodeId, _drained: bool) {}
+    /// How many tasks wait in the pool.
+    fn offered(&self) -> usize {
+        0
+    }
+    /// What happened in the pool since the start.
+    fn pool_tally(&self) -> Tally {
+        Tally::default()
+    }
     /// Gives a reserved slot back: the dispatch came to nothing.
     fn release(&self, node: NodeId);
     /// Sends a leased task to its node (its slot is reserved), or queues it until a slot is free or the node is back. Called on the
@@ -151,6 +172,12 @@ pub trait Mesh: Send + Sync + 'static {
     fn cancel(&self, task: TaskId, node: NodeId, reason: String);
     /// Sends standard input from `offset`; answers where the next byte belongs.
     fn stdin(&self, task: TaskId, node: NodeId, offset: u64, data: Bytes, end: bool) -> BoxFuture<'static, Result<u64, StdinError>>;
+    /// How much of its input a task has taken.
+    fn stdin_position(&self, _task: TaskId, _node: NodeId) -> BoxFuture<'static, Result<u64, StdinError>> {
+        Box::pin(async { Err(StdinError::NotRunning) })
+    }
+    /// A task's terminal takes another size. Nothing is said of it when the node is away: it hears the last one when it is back.
+    fn resize(&self, _task: TaskId, _node: NodeId, _size: schema::Terminal) {}
     /// The node was revoked, deleted or approved, or its policy or name changed.
     fn node_changed(&self, node: NodeId);
     /// The node was attached to a session or detached from one, or a session of it began or ceased to be in use.
@@ -256,9 +283,14 @@ pub struct Hub {
     pub presence: PresenceTable,
     /// What tasks print.
     pub outputs: Outputs,
+    /// Terminals at which somebody sits.
+    pub terminals: Terminals,
     /// Workspaces, and what they hold.
     pub mirrors: Mirrors,
+    pub(crate) browser_news: BrowserNews,
     pub(crate) logins: Logins,
+    /// What is to be done in a while. Ends with the hub.
+    pub(crate) later: std::sync::Mutex<tokio::task::JoinSet<()>>,
     options: HubOptions,
     data_dir: PathBuf,
     mesh: OnceLock<Arc<dyn Mesh>>,
@@ -311,10 +343,13 @@ impl Hub {
         let mirror_dir = options.mirror_dir.clone().unwrap_or_else(|| data_dir.join("mirrors"));
         let hub = Arc::new(Self {
             mirrors: Mirrors::new(mirror_dir, db.clone()),
+            terminals: Terminals::default(),
+            later: std::sync::Mutex::default(),
             outputs: Outputs::new(data_dir.join("output"), db.clone()),
             db,
             keys: Arc::new(keys),
             feeds: Feeds::default(),
+            browser_news: BrowserNews::default(),
             presence: PresenceTable::default(),
             logins: Logins::default(),
             options,
@@ -373,11 +408,13 @@ impl Hub {
     /// [`OutputError`], which is also the store's.
     pub async fn sweep(&self) -> Result<(), OutputError> {
         self.outputs.sweep().await?;
+        self.forget_outputs(None).await?;
         let now_ms = self.now_ms();
         self.db
             .write(move |tx| {
                 account::credential::sweep(tx, now_ms)?;
                 invite::sweep(tx, now_ms)?;
+                approval::sweep(tx, now_ms)?;
                 Ok(task::sweep(tx, now_ms)?)
             })
             .await

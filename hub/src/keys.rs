@@ -19,6 +19,8 @@ use cortex_wire::{
     schema::{KeyPurpose, KeyStatement, Signed},
 };
 
+use crate::secret::Vault;
+
 const ROOT: &str = "root.key";
 const STATEMENTS: &str = "statements";
 
@@ -68,6 +70,8 @@ pub struct HubKeys {
     pub invite: SecretKey,
     /// Signs audit checkpoints.
     pub audit: SecretKey,
+    /// What secrets are sealed with. The root has no part in it: it speaks to nobody.
+    pub vault: Vault,
     statements: Vec<Signed>,
     invite_statement: Signed,
 }
@@ -126,7 +130,8 @@ impl HubKeys {
             write_statements(&path, &statements)?;
         }
         let invite_statement = invite_statement.unwrap_or_default();
-        Ok(Self { id, transport, task, ticket, invite, audit, statements, invite_statement })
+        let vault = Vault::open(&dir.join("secrets.key"))?;
+        Ok(Self { id, transport, task, ticket, invite, audit, vault, statements, invite_statement })
     }
 
     /// The hub: its root's public half.

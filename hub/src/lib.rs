@@ -14,7 +14,8 @@
 //! | [`account`] | users, logins, API tokens, and who acts |
 //! | [`invite`], [`node`], [`session`], [`task`] | the concepts of these names |
 //! | [`presence`] | which nodes are there, in memory |
-//! | [`output`], [`stdin`] | what tasks print, and what is typed into them |
+//! | [`output`], [`stdin`], [`terminal`] | what tasks print, what is typed into them, and who sits at their terminals |
+//! | [`secret`] | values that tasks use and nobody reads again |
 //! | [`mirror`] | workspaces: the files of sessions, the same on every attached node |
 //! | [`counts`] | how many there are of what |
 //! | [`events`] | numbered feeds, and following them live |
@@ -22,11 +23,14 @@
 //! | [`mesh`] | the network side: relays, connections of nodes, delivery of tasks |
 //! | [`api`] | the web surface |
 //! | [`config`], [`serve`], [`operator`] | the program's settings, its parts put together, and what is done without them |
+//! | [`policy`], [`approval`] | what nodes allow, and when a person is asked |
 //! | [`audit`] | the hash chain of what was done by whom |
 
 pub mod account;
 pub mod api;
+pub mod approval;
 pub mod audit;
+pub mod browser;
 pub mod change;
 pub mod config;
 pub mod counts;
@@ -41,13 +45,16 @@ pub mod mirror;
 pub mod node;
 pub mod operator;
 pub mod output;
+pub mod policy;
 pub mod presence;
 pub mod record;
 pub mod relay;
+pub mod secret;
 pub mod serve;
 pub mod session;
 pub mod stdin;
 pub mod store;
 pub mod task;
+pub mod terminal;
 #[cfg(test)]
 mod testing;

@@ -9,6 +9,7 @@
 //! | [`relays`] | the relay in this process, and links to others |
 //! | [`connection`] | one node's connection: proof, registration, heartbeat |
 //! | [`direct`] | introductions for a direct way to a node |
+//! | [`pool`] | offers, claims and grants |
 //! | [`delivery`] | tasks on a node: slots, streams, output, results |
 //! | [`workspace`] | one stream for each workspace on a node |
 
@@ -16,6 +17,8 @@ pub mod admission;
 pub mod connection;
 pub mod delivery;
 pub mod direct;
+mod pool;
+mod queue;
 pub mod relays;
 pub mod workspace;
 
@@ -43,8 +46,10 @@ use cortex_wire::{
     invite::RelayEndpoint,
     key::{SecretKey, StatedKey},
     limits,
+    pool::Tally,
     route::Route,
-    schema::RelaySight,
+    schema::{self, RelaySight},
+    task::State,
 };
 use futures_util::future::{BoxFuture, join_all};
 use quinn::{Endpoint, VarInt};
@@ -54,6 +59,7 @@ use crate::{
     mesh::{
         admission::Gatekeeper,
         connection::NodeHandle,
+        pool::Board,
         relays::{NewsSender, RelayLink},
     },
     record::Task,
@@ -115,6 +121,7 @@ pub struct Network {
     gatekeeper: Arc<Gatekeeper>,
     pub(crate) news: NewsSender,
     nodes: Mutex<HashMap<NodeId, Arc<NodeHandle>>>,
+    pub(crate) board: Arc<Board>,
     next_connection: AtomicU64,
 }
 
@@ -155,10 +162,12 @@ impl Network {
             gatekeeper,
             news: NewsSender::default(),
             nodes: Mutex::default(),
+            board: Board::new(hub.clone()),
             next_connection: AtomicU64::new(1),
         });
         hub.set_mesh(network.clone() as Arc<dyn Mesh>);
         network.clone().watch_open_tasks().await?;
+        tokio::spawn(network.board.clone().run(lifecycle.clone()));
         if let Some((relay, endpoint)) = &network.embedded {
             tracing::info!(relay = %endpoint, listen = %relay.local_addr()?, "the embedded relay is ready");
             let (relay, lifecycle) = (relay.clone(), lifecycle.clone());
@@ -309,6 +318,28 @@ impl Mesh for Network {
         self.node(node).map_or(Reservation::Offline, |handle| handle.reserve())
     }
 
+    fn room(&self, node: NodeId) -> Option<u32> {
+        self.node(node)?.room()
+    }
+
+    fn offer(&self, task: Task) {
+        self.board.wait(&task);
+    }
+
+    fn drain(&self, node: NodeId, drained: bool) {
+        if let Some(handle) = self.node(node) {
+            handle.drain(drained);
+        }
+    }
+
+    fn offered(&self) -> usize {
+        self.board.waiting()
+    }
+
+    fn pool_tally(&self) -> Tally {
+        self.board.tally()
+    }
+
     fn release(&self, node: NodeId) {
         if let Some(handle) = self.node(node) {
             handle.release();
@@ -316,14 +347,27 @@ impl Mesh for Network {
     }
 
     fn deliver(&self, task: Task, leased: bool) {
+        if task.state == State::AwaitingApproval {
+            return delivery::ask_until(self.hub.clone(), &task);
+        }
         match self.node(task.node) {
             Some(handle) => handle.deliver(task, leased),
+            // The node has left since it claimed it, and was sent nothing: others may have it at once.
+            None if leased && task.pool.is_some() => {
+                let (hub, board) = (self.hub.clone(), self.board.clone());
+                tokio::spawn(async move {
+                    if let Ok(task) = hub.give_back(task.id, task.fence).await {
+                        board.wait(&task);
+                    }
+                });
+            }
             // It waits in the store; its node collects it, or it expires.
             None => delivery::expire_later(self.hub.clone(), &task),
         }
     }
 
     fn cancel(&self, task: TaskId, node: NodeId, reason: String) {
+        self.board.forget(task);
         // An offline node learns of it from the record when it is back.
         if let Some(handle) = self.node(node) {
             handle.cancel(task, reason);
@@ -334,6 +378,19 @@ impl Mesh for Network {
         match self.node(node) {
             Some(handle) => Box::pin(async move { handle.stdin(task, offset, data, end).await }),
             None => Box::pin(async { Err(StdinError::NodeOffline) }),
+        }
+    }
+
+    fn stdin_position(&self, task: TaskId, node: NodeId) -> BoxFuture<'static, Result<u64, StdinError>> {
+        match self.node(node) {
+            Some(handle) => Box::pin(async move { handle.stdin_position(task).await }),
+            None => Box::pin(async { Err(StdinError::NodeOffline) }),
+        }
+    }
+
+    fn resize(&self, task: TaskId, node: NodeId, size: schema::Terminal) {
+        if let Some(handle) = self.node(node) {
+            handle.resize(task, size);
         }
     }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use cortex_wire::{
     id::{NodeId, UserId},
-    limits, schema,
+    limits,
     text::clean,
 };
 use serde_json::json;
@@ -20,17 +20,15 @@ use crate::{
     presence::PresenceTable,
     record::{
         Capabilities, Node, NodeRefusal, PathPolicy, SandboxPolicy, Scope, Standing,
-        tables::{NODE_NAMES, NODES, NODES_OF_USER, SESSIONS, SESSIONS_OF_NODE, SESSIONS_OF_USER},
+        tables::{GRANTS, NODE_NAMES, NODES, NODES_OF_USER, POLICY_CHANGES, SESSIONS, SESSIONS_OF_NODE, SESSIONS_OF_USER},
     },
     session,
-    store::{ReadTx, StoreError},
+    store::{ReadTx, Span, StoreError},
     task::{self, Endings},
 };
 
 /// Labels of one node.
 const LABELS: usize = 32;
-/// Tasks at a time, at most.
-const SLOTS: u32 = 1024;
 /// A node that is turned away tries again slowly; its row is not written each time.
 const REFUSAL_REPEAT_MS: i64 = 60_000;
 
@@ -120,6 +118,7 @@ pub(crate) fn tell(change: &mut Change<'_>, presence: &PresenceTable, node: &Nod
         "path": now.path,
         "path_reason": now.path_reason,
         "path_policy": node.path_policy,
+        "drained_at_ms": node.drained_at_ms,
         "standby": now.standby,
         "refusal": node.refusal,
         "last_disconnect": now.last_disconnect,
@@ -175,6 +174,8 @@ pub(crate) fn remove(
     }
     NODE_NAMES.delete(change.tx, &(node.owner, node.name.clone()))?;
     NODES.delete(change.tx, &node.id)?;
+    POLICY_CHANGES.clear(change.tx, &Span::under(node.id))?;
+    GRANTS.clear(change.tx, &Span::under(node.id))?;
     let (presence, id) = (presence.clone(), node.id);
     change.then(move || presence.forget(id));
     change.audit("node.delete", &object(node.id), reason.as_bytes())
@@ -191,24 +192,6 @@ pub(crate) fn clean_labels(labels: BTreeMap<String, String>) -> Result<BTreeMap<
     }
     let clean_pair = |(key, value): (String, String)| (clean(&key, 64), clean(&value, limits::NAME_BYTES));
     Ok(labels.into_iter().map(clean_pair).filter(|(key, _)| !key.is_empty()).collect())
-}
-
-fn check_policy(policy: &SandboxPolicy) -> Result<(), Refused> {
-    let rules = || policy.allow.iter().chain(&policy.deny);
-    let sound = |rule: &crate::record::CommandRule| {
-        let words: usize = rule.prefix.iter().map(String::len).sum();
-        !rule.prefix.is_empty() && rule.prefix.iter().all(|word| !word.is_empty()) && words + rule.reason.len() <= 4 * limits::TEXT_BYTES
-    };
-    if policy.allow.len() > limits::POLICY_RULES || policy.deny.len() > limits::POLICY_RULES {
-        return Err(Refused::Invalid(format!("a policy has at most {} rules in each list", limits::POLICY_RULES)));
-    }
-    if !rules().all(sound) {
-        return Err(Refused::Invalid("a rule needs at least one word, none of them empty, and at most 2 KiB".into()));
-    }
-    if !(1..=SLOTS).contains(&policy.task_slots) {
-        return Err(Refused::Invalid(format!("a node has 1 to {SLOTS} task slots")));
-    }
-    Ok(())
 }
 
 impl Hub {
@@ -331,6 +314,23 @@ impl Hub {
         .await
     }
 
+    /// Lets a node finish what it has, and gives it nothing new; or takes that back. Twice is fine.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn drain_node(&self, actor: &Actor, id: NodeId, drained: bool) -> Result<Node, Refused> {
+        let verb = if drained { "node.drain" } else { "node.undrain" };
+        let mesh = self.mesh().cloned();
+        self.edit_node(actor, id, verb, move |change, node| {
+            node.drained_at_ms = drained.then(|| node.drained_at_ms.unwrap_or(change.now_ms));
+            if let Some(mesh) = mesh {
+                change.then(move || mesh.drain(id, drained));
+            }
+            Ok(())
+        })
+        .await
+    }
+
     /// Shuts a node out for good: it leaves every session, and what it had to do ends.
     ///
     /// # Errors
@@ -398,22 +398,6 @@ impl Hub {
         .await
     }
 
-    /// Replaces a node's policy; its sequence grows.
-    ///
-    /// # Errors
-    /// [`Refused`].
-    pub async fn set_policy(&self, actor: &Actor, id: NodeId, policy: SandboxPolicy) -> Result<Node, Refused> {
-        check_policy(&policy)?;
-        self.edit_node(actor, id, "node.policy", move |_, node| {
-            let same = SandboxPolicy { sequence: node.policy.sequence, ..policy };
-            if same != node.policy {
-                node.policy = SandboxPolicy { sequence: node.policy.sequence + 1, ..same };
-            }
-            Ok(())
-        })
-        .await
-    }
-
     /// Keeps what a node says of itself when it connects; written only when something changed. `None`: no such node.
     ///
     /// # Errors
@@ -461,14 +445,6 @@ impl Hub {
             tell(change, &presence, &node, "refused")
         })
         .await
-    }
-
-    /// What the hub wants a node to allow, as it is sent.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub async fn policy_of(&self, id: NodeId) -> Result<Option<schema::SandboxPolicy>, StoreError> {
-        Ok(self.find_node(id).await?.map(|node| (&node.policy).into()))
     }
 }
 

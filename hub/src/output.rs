@@ -11,6 +11,7 @@ use std::{
     ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
@@ -33,10 +34,10 @@ use crate::{
     failure::{Failure, Kind, Refused},
     hub::{Hub, lock},
     record::{
-        OutputRecord, StreamRecord,
-        tables::{OUTPUTS, TASKS},
+        OutputRecord, StreamRecord, Task,
+        tables::{FORGETTABLE, OUTPUTS, TASKS},
     },
-    store::{Db, ReadTx, StoreError, WriteTx},
+    store::{Db, Order, ReadTx, Span, StoreError, WriteTx},
     task,
 };
 
@@ -481,6 +482,57 @@ fn open_record(tx: &dyn ReadTx, task: TaskId) -> Result<OutputRecord, OutputErro
     let open = TASKS.get(tx, &task)?.is_some_and(|task| !task.state.is_final());
     let record = OUTPUTS.get(tx, &task)?.unwrap_or_default();
     if open && !record.sealed { Ok(record) } else { Err(OutputError::Sealed) }
+}
+
+/// For how long output that is not kept stays after the end of its task, for those who look at it just then.
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+/// Forgets output that is not kept, of tasks that ended before `until_ms`; of this one at once.
+async fn forget(db: &Db, outputs: &Outputs, task: Option<TaskId>, until_ms: i64) -> Result<(), StoreError> {
+    let gone = db
+        .write::<_, StoreError>(move |tx| {
+            let mut gone = Vec::from_iter(task);
+            FORGETTABLE.visit(tx, &Span::all(), Order::Ascending, |key, ended_at_ms| {
+                gone.extend(TaskId::from_slice(key).ok().filter(|_| ended_at_ms < until_ms));
+                Ok(std::ops::ControlFlow::Continue(()))
+            })?;
+            for task in &gone {
+                FORGETTABLE.delete(tx, task)?;
+                if TASKS.get(tx, task)?.is_some() {
+                    OUTPUTS.put(tx, task, &OutputRecord { sealed: true, ..OutputRecord::default() })?;
+                }
+            }
+            Ok(gone)
+        })
+        .await?;
+    if !gone.is_empty() {
+        outputs.remove(gone);
+    }
+    Ok(())
+}
+
+impl Hub {
+    /// Forgets what has waited for it, and this task's output.
+    pub(crate) async fn forget_outputs(&self, task: Option<TaskId>) -> Result<(), StoreError> {
+        let until_ms = self.now_ms() - i64::try_from(FORGET_AFTER.as_millis()).unwrap_or(0);
+        forget(&self.db, &self.outputs, task, until_ms).await
+    }
+
+    /// Forgets a task's output in a while, if it is not kept. When the hub is stopped meanwhile, its next sweep does it.
+    pub(crate) fn forget_output_later(&self, task: &Task) {
+        if !(task.spec.forget_output && task.state.is_final()) {
+            return;
+        }
+        let (id, db, outputs) = (task.id, self.db.clone(), self.outputs.clone());
+        let mut later = crate::hub::lock(&self.later);
+        while later.try_join_next().is_some() {}
+        later.spawn(async move {
+            tokio::time::sleep(FORGET_AFTER).await;
+            if let Err(error) = forget(&db, &outputs, Some(id), 0).await {
+                tracing::warn!(task = %id, %error, "output that is not to be kept stays until the next sweep");
+            }
+        });
+    }
 }
 
 /// Stores that a task's output is complete. `record`: what [`Outputs::ending`] answered.

@@ -8,13 +8,16 @@ use std::collections::BTreeMap;
 
 use cortex_wire::{
     id::{InviteId, NodeId, SessionId, TaskId, UserId},
-    limits, schema,
+    limits,
+    pool::Placement,
+    schema,
     task::State,
     text::clean,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod approval;
 pub mod mirror;
 pub mod tables;
 
@@ -196,9 +199,15 @@ pub struct Node {
     /// Which ways its packets may go.
     #[serde(default)]
     pub path_policy: PathPolicy,
+    /// Since when it takes no new tasks, because its owner said so.
+    #[serde(default)]
+    pub drained_at_ms: Option<i64>,
     /// What it reported of its own limits.
     #[serde(default)]
     pub ceiling: Option<SandboxPolicy>,
+    /// What it reported to be in force.
+    #[serde(default)]
+    pub in_force: Option<PolicyInForce>,
     /// The last time it was known to be there; while it is online, presence knows better.
     pub last_seen_at_ms: Option<i64>,
     /// How its last connection ended.
@@ -381,31 +390,60 @@ pub struct SandboxPolicy {
     pub mode: Mode,
     /// Empty: everything that is not denied.
     pub allow: Vec<CommandRule>,
-    /// Wins over `allow`.
+    /// A person must say yes first; wins over `allow`.
+    #[serde(default)]
+    pub ask: Vec<CommandRule>,
+    /// Wins over both.
     pub deny: Vec<CommandRule>,
+    /// The same as `ask` for a short list of dangerous commands, where a program asks for a task: with an API token, or through MCP.
+    #[serde(default = "yes")]
+    pub ask_dangerous: bool,
     /// Tasks at a time.
     pub task_slots: u32,
     /// Upper bound of a task's run time; 0: none.
     pub run_timeout_ms: u64,
+    /// Hosts that sandboxed tasks may reach, where the node's own file allows them, too: `name`, `name:port`, `*.name` or `*`. Empty: none.
+    #[serde(default)]
+    pub network: Vec<String>,
     /// Grows with each change.
     #[serde(default)]
     pub sequence: u64,
 }
 
+fn yes() -> bool {
+    true
+}
+
 /// The first words of a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct CommandRule {
     /// The words; the first one matches by file name too.
     pub prefix: Vec<String>,
-    /// For whoever is refused.
+    /// For whoever is refused or asked.
     #[serde(default)]
     pub reason: String,
+    /// Scripts of which the rule must match a command. Checked when the policy is stored.
+    #[serde(default, rename = "match", skip_serializing_if = "Vec::is_empty")]
+    pub matching: Vec<String>,
+    /// Scripts of which it must match none.
+    #[serde(default, rename = "not_match", skip_serializing_if = "Vec::is_empty")]
+    pub not_matching: Vec<String>,
 }
 
 impl Default for SandboxPolicy {
-    /// PERMISSIVE with 64 slots, and no rules.
+    /// PERMISSIVE with 64 slots, no rules, and a person asked before programs do something dangerous.
     fn default() -> Self {
-        Self { mode: Mode::Permissive, allow: vec![], deny: vec![], task_slots: 64, run_timeout_ms: 0, sequence: 1 }
+        Self {
+            mode: Mode::Permissive,
+            allow: vec![],
+            ask: vec![],
+            deny: vec![],
+            ask_dangerous: true,
+            task_slots: 64,
+            run_timeout_ms: 0,
+            network: vec![],
+            sequence: 1,
+        }
     }
 }
 
@@ -417,10 +455,13 @@ impl From<&SandboxPolicy> for schema::SandboxPolicy {
         Self {
             mode: schema::SandboxMode::from(policy.mode).into(),
             allow: rules(&policy.allow),
+            ask: rules(&policy.ask),
             deny: rules(&policy.deny),
+            ask_dangerous: policy.ask_dangerous,
             task_slots: policy.task_slots,
             run_timeout_ms: policy.run_timeout_ms,
             sequence: policy.sequence,
+            network: policy.network.clone(),
         }
     }
 }
@@ -429,19 +470,34 @@ impl From<&schema::SandboxPolicy> for SandboxPolicy {
     fn from(wire: &schema::SandboxPolicy) -> Self {
         let rules = |list: &[schema::CommandRule]| {
             list.iter()
-                .take(limits::POLICY_RULES)
-                .map(|rule| CommandRule { prefix: all(&rule.prefix), reason: long(&rule.reason) })
+                .take(2 * limits::POLICY_RULES)
+                .map(|rule| CommandRule { prefix: all(&rule.prefix), reason: long(&rule.reason), ..CommandRule::default() })
                 .collect()
         };
         Self {
             mode: if wire.mode() == schema::SandboxMode::Strict { Mode::Strict } else { Mode::Permissive },
             allow: rules(&wire.allow),
+            ask: rules(&wire.ask),
             deny: rules(&wire.deny),
+            ask_dangerous: wire.ask_dangerous,
             task_slots: wire.task_slots,
             run_timeout_ms: wire.run_timeout_ms,
+            network: wire.network.iter().take(limits::POLICY_RULES).map(|host| short(host)).collect(),
             sequence: wire.sequence,
         }
     }
+}
+
+/// The policy that is in force on a node, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PolicyInForce {
+    /// Of the hub's policy it is made of, hexadecimal.
+    #[schema(value_type = String)]
+    pub hash: Digest,
+    /// That policy under the node's own limits.
+    pub policy: SandboxPolicy,
+    /// Why the last policy that was sent is not in force.
+    pub problem: Option<String>,
 }
 
 /// A permission to enrol one node for one owner.
@@ -557,6 +613,10 @@ pub struct TaskSpec {
     /// Program and arguments, or
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub argv: Vec<String>,
+    /// an order for the session's browser, or
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub browser: Option<serde_json::Value>,
     /// a script for `shell`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
@@ -581,6 +641,57 @@ pub struct TaskSpec {
     /// Without any output; none: no bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
+    /// How long a person is waited for, where one has to say yes; none: ten minutes. No answer means no.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval_timeout_ms: Option<u64>,
+    /// It runs in a terminal, of this size at first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terminal: Option<TerminalSize>,
+    /// It goes on with the folder and the environment of the last command of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shell_session: Option<String>,
+    /// Both are forgotten first.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shell_reset: bool,
+    /// Variables, and the secrets that are their values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
+    /// What it printed is forgotten a minute after its end.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub forget_output: bool,
+    /// Doing it twice does no harm.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub idempotent: bool,
+    /// How often it is done again when it is lost.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub retries: u32,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
+}
+
+/// Characters, 1 to 1000 each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TerminalSize {
+    /// Across.
+    pub columns: u32,
+    /// Down.
+    pub rows: u32,
+}
+
+impl Default for TerminalSize {
+    /// As terminals were for fifty years.
+    fn default() -> Self {
+        Self { columns: 80, rows: 24 }
+    }
+}
+
+impl From<TerminalSize> for schema::Terminal {
+    fn from(size: TerminalSize) -> Self {
+        Self { columns: size.columns, rows: size.rows }
+    }
 }
 
 /// Who asked for a task, and how.
@@ -616,6 +727,20 @@ pub struct Evidence {
     pub signature: String,
 }
 
+/// What makes a task one of the pool.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolRecord {
+    /// Which machines may run it; empty: every node of the session.
+    #[serde(default)]
+    pub selector: String,
+    /// Why nobody could take it when it was dispatched.
+    #[serde(default)]
+    pub waits: Option<String>,
+    /// How it came to the node that has it or had it last.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+}
+
 /// One unit of work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -623,8 +748,11 @@ pub struct Task {
     pub id: TaskId,
     /// Where it belongs.
     pub session: SessionId,
-    /// Which node runs it.
+    /// Which node runs it; while it waits in the pool, the one that would be asked first.
     pub node: NodeId,
+    /// One of the pool.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pool: Option<PoolRecord>,
     /// Who asked.
     pub origin: Origin,
     /// Where it is in its life.
@@ -635,6 +763,12 @@ pub struct Task {
     pub fence: u64,
     /// From 1; grows with each retry.
     pub attempt: u32,
+    /// The lost task that it does again.
+    #[serde(default)]
+    pub retry_of: Option<TaskId>,
+    /// The task that does it again.
+    #[serde(default)]
+    pub retried_as: Option<TaskId>,
     /// How long it may wait for its node; 0: not at all.
     pub queue_timeout_ms: u64,
     /// When the hub accepted it.
@@ -678,6 +812,12 @@ pub struct Task {
     pub policy_hash: Option<Digest>,
     /// The node's signed word.
     pub evidence: Option<Evidence>,
+    /// What a person was asked, and what they said.
+    #[serde(default)]
+    pub approval: Option<approval::Approval>,
+    /// Its node refused it once because of the policy, and it was given again.
+    #[serde(default)]
+    pub policy_retried: bool,
 }
 
 /// One row of a session's log.

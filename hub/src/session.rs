@@ -13,6 +13,7 @@ use serde_json::json;
 
 use crate::{
     account::{self, Actor},
+    browser,
     change::Change,
     failure::Refused,
     hub::Hub,
@@ -20,7 +21,7 @@ use crate::{
     node::{self, NodeAccess},
     record::{
         Event, Member, MemberRole, Node, Scope, Session, SessionStatus, Standing,
-        tables::{EVENTS, NODES, OUTPUTS, SESSIONS, SESSIONS_OF_NODE, SESSIONS_OF_USER, TASKS, TASKS_OF_SESSION},
+        tables::{EVENTS, NODES, OUTPUTS, SECRETS_OF_SESSION, SESSIONS, SESSIONS_OF_NODE, SESSIONS_OF_USER, TASKS, TASKS_OF_SESSION},
     },
     store::{Order, ReadTx, Span, StoreError},
     task,
@@ -276,7 +277,9 @@ impl Hub {
                 gone.push(task.id);
             }
             TASKS_OF_SESSION.clear(change.tx, &id)?;
+            SECRETS_OF_SESSION.clear(change.tx, &Span::under(id))?;
             EVENTS.clear(change.tx, &Span::under(id))?;
+            browser::forget(change.tx, id)?;
             for user in audience(&session) {
                 SESSIONS_OF_USER.remove(change.tx, &user, &id)?;
             }

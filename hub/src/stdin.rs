@@ -60,7 +60,7 @@ impl Hub {
                 Ok::<_, InputError>(task)
             })
             .await?;
-        if !task.spec.stdin {
+        if !task.spec.takes_input() {
             return Err(StdinError::NoStdin.into());
         }
         match self.mesh() {

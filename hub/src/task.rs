@@ -18,6 +18,7 @@ use serde_json::json;
 
 use crate::{
     account::Actor,
+    approval::{self, Decision},
     change::Change,
     failure::{Failure, Kind, Refused},
     hub::{Hub, Mesh},
@@ -25,16 +26,21 @@ use crate::{
     output::{self, OutputError, Outputs},
     record::{
         Digest, Evidence, OutputRecord, Scope, Task, Usage,
-        tables::{OPEN_TASKS_OF_NODE, OPEN_TASKS_OF_SESSION, OUTPUTS, SESSIONS, TASKS, TASKS_OF_SESSION},
+        tables::{FORGETTABLE, NODES, OPEN_TASKS_OF_NODE, OPEN_TASKS_OF_SESSION, OUTPUTS, SESSIONS, TASKS, TASKS_OF_SESSION},
     },
     session,
     store::{Order, ReadTx, Span, StoreError},
 };
 
+mod choice;
 mod dispatch;
+mod evidence;
+mod overview;
+pub mod pool;
+mod retry;
 
-pub(crate) use dispatch::sweep;
 pub use dispatch::{DispatchRequest, Dispatched};
+pub(crate) use dispatch::{patience_ms, sweep};
 
 /// Why a dispatch or another request about a task failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +49,7 @@ pub enum TaskError {
     #[error("no node is attached to this session; attach one first")]
     NoNode,
     /// The session has several nodes.
-    #[error("this session has several nodes; say which one")]
+    #[error("several nodes of this session could run it; say which one, or dispatch with `pool: true` if any of them will do")]
     AmbiguousNode {
         /// Which, with their names.
         candidates: Vec<(NodeId, String)>,
@@ -65,6 +71,26 @@ pub enum TaskError {
         /// Why they do not.
         why: String,
     },
+    /// Its owner has drained the node.
+    #[error("node {name:?} is drained: it takes no new tasks until its owner undrains it")]
+    NodeDrained {
+        /// What it is called.
+        name: String,
+    },
+    /// Nobody can take it now.
+    #[error("no node of this session can run it{}: {why}", if *.fits { " now" } else { "" })]
+    NoCandidate {
+        /// Some could, if they were there.
+        fits: bool,
+        /// Each node, and why not.
+        why: String,
+    },
+    /// Too much waits already.
+    #[error("{waiting} tasks wait in the pool already")]
+    PoolFull {
+        /// How many.
+        waiting: usize,
+    },
     /// The node waits for approval, or was revoked.
     #[error("node {name:?} may not run tasks: {why}")]
     NodeNotActive {
@@ -73,15 +99,33 @@ pub enum TaskError {
         /// Why.
         why: &'static str,
     },
+    /// The node shows no pages.
+    #[error("node {name:?} has no browser; install Chromium there (Debian: apt install chromium) and start its peer again")]
+    NoBrowser {
+        /// What it is called.
+        name: String,
+    },
     /// The session is archived.
     #[error("this session is archived; take it up again first")]
     Archived,
     /// The command is malformed or too large.
     #[error("the task cannot be dispatched: {0}")]
     Malformed(String),
+    /// Its node has signed nothing.
+    #[error("the task is {0}, and its node has signed nothing about it; what ran to its end has evidence")]
+    NoEvidence(State),
     /// The idempotency key belongs to another request.
     #[error("this idempotency key was used for another request")]
     IdempotencyConflict,
+    /// A secret that it names is not there.
+    #[error("there is no secret `{0}` in this session or of yours")]
+    UnknownSecret(String),
+    /// The session has as many terminals as it may have.
+    #[error("{0} terminals are open in this session, as many as there may be")]
+    TooManyTerminals(usize),
+    /// The session has as many open tasks as it may have.
+    #[error("{0} tasks of this session have not ended, as many as there may be")]
+    TooManyTasks(usize),
     /// Anything else.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -101,10 +145,18 @@ impl Failure for TaskError {
             Self::NotAttached => "node_not_attached",
             Self::NodeOffline { .. } => "node_offline",
             Self::NoDirectWay { .. } => "no_direct_way",
+            Self::NodeDrained { .. } => "node_drained",
+            Self::NoCandidate { .. } => "no_candidate",
+            Self::PoolFull { .. } => "pool_full",
             Self::NodeNotActive { .. } => "node_not_active",
+            Self::NoBrowser { .. } => "no_browser",
             Self::Archived => "session_archived",
             Self::Malformed(_) => "malformed_task",
+            Self::NoEvidence(_) => "no_evidence",
             Self::IdempotencyConflict => "idempotency_conflict",
+            Self::UnknownSecret(_) => "unknown_secret",
+            Self::TooManyTerminals(_) => "too_many_terminals",
+            Self::TooManyTasks(_) => "too_many_tasks",
             Self::Refused(refused) => refused.code(),
         }
     }
@@ -112,8 +164,11 @@ impl Failure for TaskError {
     fn kind(&self) -> Kind {
         match self {
             Self::NoNode | Self::AmbiguousNode { .. } | Self::NotAttached => Kind::Conflict,
-            Self::NodeNotActive { .. } | Self::Archived | Self::IdempotencyConflict => Kind::Conflict,
-            Self::NodeOffline { .. } | Self::NoDirectWay { .. } => Kind::Unavailable,
+            Self::NodeNotActive { .. } | Self::NoBrowser { .. } | Self::Archived | Self::IdempotencyConflict => Kind::Conflict,
+            Self::NoEvidence(_) | Self::UnknownSecret(_) | Self::TooManyTerminals(_) => Kind::Conflict,
+            Self::NoCandidate { fits: false, .. } => Kind::Conflict,
+            Self::NodeOffline { .. } | Self::NoDirectWay { .. } | Self::NodeDrained { .. } | Self::NoCandidate { .. } => Kind::Unavailable,
+            Self::PoolFull { .. } | Self::TooManyTasks(_) => Kind::TooMany,
             Self::Malformed(_) => Kind::Invalid,
             Self::Refused(refused) => refused.kind(),
         }
@@ -164,10 +219,17 @@ fn object(id: TaskId) -> String {
 }
 
 /// Stores a task's new state and tells it.
-fn put(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError> {
+pub(crate) fn put(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError> {
+    approval::index(change.tx, task)?;
     if task.state.is_final() {
         OPEN_TASKS_OF_NODE.remove(change.tx, &task.node, &task.id)?;
         OPEN_TASKS_OF_SESSION.remove(change.tx, &task.session, &task.id)?;
+        if task.spec.forget_output {
+            FORGETTABLE.put(change.tx, &task.id, &change.now_ms)?;
+        }
+    }
+    if task.pool.is_some() {
+        pool::index(change.tx, task)?;
     }
     let Some(session) = SESSIONS.get(change.tx, &task.session)? else { return put_orphan(change, task) };
     TASKS.put(change.tx, &task.id, task)?;
@@ -183,6 +245,9 @@ fn put(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError> {
     if task.cancel_asked_at_ms.is_some() && !task.state.is_final() {
         data["cancel_asked"] = true.into();
     }
+    if let (State::AwaitingApproval, Some(asked)) = (task.state, &task.approval) {
+        data["approval"] = json!({ "code": asked.code, "question": asked.question, "expires_at_ms": asked.expires_at_ms });
+    }
     if task.state.is_final() {
         for (key, value) in [
             ("exit_code", json!(task.exit_code)),
@@ -192,13 +257,16 @@ fn put(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError> {
             ("stdout_bytes", json!(task.stdout_bytes)),
             ("stderr_bytes", json!(task.stderr_bytes)),
             ("truncated", json!(task.truncated)),
+            ("retried_as", json!(task.retried_as)),
         ] {
             if !value.is_null() {
                 data[key] = value;
             }
         }
     }
-    change.event(task.session, "task", data.clone())?;
+    let mut logged = data.clone();
+    pool::journal(task, &mut logged);
+    change.event(task.session, "task", logged)?;
     change.notice(session::audience(&session), "task", data)
 }
 
@@ -223,7 +291,7 @@ pub(crate) fn seen_by(tx: &dyn ReadTx, actor: &Actor, id: TaskId) -> Result<Task
 }
 
 /// Ends a task from here: its node has no say, or had none yet.
-fn end(change: &mut Change<'_>, task: &mut Task, state: State, code: &str, reason: &str) -> Result<(), StoreError> {
+pub(crate) fn end(change: &mut Change<'_>, task: &mut Task, state: State, code: &str, reason: &str) -> Result<(), StoreError> {
     task.state = state;
     task.code = Some(clean(code, 64));
     task.reason = Some(clean(reason, limits::TEXT_BYTES));
@@ -390,7 +458,7 @@ impl Hub {
         self.db.read(move |tx| TASKS.get(tx, &id)).await
     }
 
-    /// A queued task is given to its node; the fence grows. For the mesh.
+    /// A queued task is given to its node; the fence grows. If a person has to be asked first, it waits for that instead. For the mesh.
     ///
     /// # Errors
     /// [`TransitionError`].
@@ -406,6 +474,13 @@ impl Hub {
                 return Err(TransitionError::NotAllowed { now: task.state, wanted: State::Leased });
             }
             must_allow(&task, State::Leased)?;
+            // The policy may have changed since it was asked.
+            if let Some(node) = NODES.get(change.tx, &task.node)?
+                && approval::decide(change.tx, &node, &mut task, change.now_ms)? == Decision::Wait
+            {
+                approval::ask(change, &mut task)?;
+                return Ok(task);
+            }
             task.state = State::Leased;
             task.fence += 1;
             task.leased_at_ms = Some(change.now_ms);
@@ -451,7 +526,7 @@ impl Hub {
             return Err(TransitionError::Malformed("task or node id"));
         }
         let record = self.outputs.ending(id).await?;
-        let (response, signed, outputs) = (response.clone(), signed.clone(), self.outputs.clone());
+        let (response, signed, outputs, mesh) = (response.clone(), signed.clone(), self.outputs.clone(), self.mesh().cloned());
         self.change(format!("node:{node}"), move |change| {
             let mut task = find(change.tx, id)?;
             if task.node != node {
@@ -469,6 +544,7 @@ impl Hub {
             task.state = state;
             if state == State::Lost {
                 task.code = Some("lost".into());
+                retry::again(change, &mut task, mesh.as_ref(), &outputs)?;
             }
             let kept = output::seal(change.tx, id, record)?;
             let mark = kept.mark();
@@ -479,28 +555,35 @@ impl Hub {
             Ok(task)
         })
         .await
+        .inspect(|task| self.forget_output_later(task))
     }
 
     /// Ends a task from here, with its output as it is.
     async fn end_task(&self, id: TaskId, state: State, code: &str, reason: &str) -> Result<Task, TransitionError> {
         let record = self.outputs.ending(id).await?;
-        let (code, reason, outputs) = (code.to_owned(), reason.to_owned(), self.outputs.clone());
+        let (code, reason, outputs, mesh) = (code.to_owned(), reason.to_owned(), self.outputs.clone(), self.mesh().cloned());
         self.change("hub".into(), move |change| {
             let mut task = find(change.tx, id)?;
             if task.state == state {
                 return Ok(task);
             }
             must_allow(&task, state)?;
-            if state == State::Expired && !waits(task.state) {
+            // Somebody's yes gave it new time; the old one ends unheard.
+            let has_time = task.approval.is_some() && (task.state == State::AwaitingApproval || change.now_ms + 1000 < task.start_by_ms);
+            if state == State::Expired && (!waits(task.state) || has_time) {
                 return Err(TransitionError::NotAllowed { now: task.state, wanted: state });
             }
             let record = output::seal(change.tx, id, record)?;
             note_output(&mut task, &record);
+            if state == State::Lost {
+                retry::again(change, &mut task, mesh.as_ref(), &outputs)?;
+            }
             end(change, &mut task, state, &code, &reason)?;
             change.then(move || outputs.close(id));
             Ok(task)
         })
         .await
+        .inspect(|task| self.forget_output_later(task))
     }
 
     /// The node refused the task. For the mesh.
@@ -553,6 +636,28 @@ impl Hub {
             task.leased_at_ms = None;
             put(change, &task)?;
             Ok(task)
+        })
+        .await
+    }
+
+    /// A lease that its node refused because of the policy: the first time it waits again, to be judged and signed under the newest one. `None`: it stays
+    /// refused. For the mesh.
+    ///
+    /// # Errors
+    /// [`TransitionError`].
+    pub async fn retry_policy(&self, id: TaskId, fence: u64) -> Result<Option<Task>, TransitionError> {
+        self.change("hub".into(), move |change| {
+            let mut task = find(change.tx, id)?;
+            let may = task.state == State::Leased && task.fence == fence && !task.policy_retried && task.cancel_asked_at_ms.is_none();
+            if !may {
+                return Ok(None);
+            }
+            task.policy_retried = true;
+            task.state = State::Queued;
+            task.leased_at_ms = None;
+            task.start_by_ms = task.start_by_ms.max(change.now_ms + patience_ms(task.queue_timeout_ms));
+            put(change, &task)?;
+            Ok(Some(task))
         })
         .await
     }

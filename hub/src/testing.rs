@@ -23,7 +23,7 @@ use crate::{
     hub::{Clock, Hub, HubOptions, Mesh, RelayStatus, Reservation, StdinError, lock},
     invite::{IssuedInvite, NewInvite, Redeem, RedeemError},
     record::{
-        Capabilities, Node, Role, Scope, Task, TaskSpec, User,
+        Capabilities, Digest, Node, Role, Scope, Task, TaskSpec, User,
         tables::{USER_NAMES, USERS},
     },
     session::NewSession,
@@ -49,6 +49,7 @@ pub(crate) fn node_id(number: u16) -> NodeId {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Call {
     Deliver { task: TaskId, leased: bool },
+    Offer(TaskId),
     Cancel(TaskId),
     NodeChanged(NodeId),
     SessionUnused { session: SessionId, deleted: bool },
@@ -83,6 +84,14 @@ impl Mesh for NotingMesh {
                 Reservation::Slot
             }
         }
+    }
+
+    fn room(&self, node: NodeId) -> Option<u32> {
+        self.free(node).map(|free| u32::try_from(free).unwrap())
+    }
+
+    fn offer(&self, task: Task) {
+        lock(&self.calls).push(Call::Offer(task.id));
     }
 
     fn release(&self, node: NodeId) {
@@ -187,7 +196,7 @@ impl Site {
         };
         self.hub.db.write::<_, StoreError>(insert).await.unwrap();
         let scopes = vec![Scope::Read, Scope::Dispatch, Scope::Manage, Scope::Admin];
-        Actor { user: id, name: name.into(), role, via: "api".into(), token: None, scopes, login: None }
+        Actor { user: id, name: name.into(), role, via: "ui".into(), token: None, scopes, login: Some(Digest([7; 32])) }
     }
 
     pub(crate) async fn member(&self, name: &str) -> Actor {
@@ -267,7 +276,7 @@ pub(crate) fn redeem(issued: &IssuedInvite, number: u16) -> Redeem {
 
 pub(crate) fn request(command: &str) -> DispatchRequest {
     let spec = TaskSpec { argv: vec![command.into()], ..TaskSpec::default() };
-    DispatchRequest { node: None, spec, queue_timeout_ms: 0 }
+    DispatchRequest { spec, ..DispatchRequest::default() }
 }
 
 /// A node's word that a task ended with this exit code.

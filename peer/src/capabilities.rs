@@ -16,6 +16,8 @@ use cortex_wire::{
 };
 use tokio::process::Command;
 
+use crate::sandbox;
+
 /// Programs whose versions help to choose a machine, with the argument that makes them say it.
 const TOOLS: [(&str, &str); 20] = [
     ("bash", "--version"),
@@ -40,15 +42,17 @@ const TOOLS: [(&str, &str); 20] = [
     ("tmux", "-V"),
 ];
 
-/// Browsers that later versions can drive, most wanted first.
+/// Browsers that can be driven, most wanted first.
+#[cfg(feature = "browser")]
 const BROWSERS: [&str; 4] = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome"];
 
 /// A program that does not say its version in this time is left out.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// What can be told at once. `task_slots`: how many tasks run side by side.
-pub fn quick(task_slots: u32, workspace_dir: &Path) -> Capabilities {
+/// What can be told at once. `task_slots`: how many tasks run side by side. `browser`: what pages are shown with, if this node shows any.
+pub fn quick(task_slots: u32, workspace_dir: &Path, browser: Option<PathBuf>) -> Capabilities {
     let system = system();
+    let skills = ["shell"].into_iter().chain(browser.is_some().then_some("browser")).map(str::to_owned).collect();
     let (_, disk_bytes) = crate::health::disk(workspace_dir).unwrap_or_default();
     let mut capabilities = Capabilities {
         os: std::env::consts::OS.to_owned(),
@@ -63,10 +67,10 @@ pub fn quick(task_slots: u32, workspace_dir: &Path) -> Capabilities {
         gpus: gpus(),
         shells: shells(),
         tools: Vec::new(),
-        browser: BROWSERS.iter().find_map(|name| find_program(name)).map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
-        sandbox: Some(sandbox()),
+        browser: browser.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        sandbox: Some(SandboxLevel { level: sandbox::PERMISSIVE.into(), missing: vec!["STRICT is being tested on this machine".into()] }),
         task_slots,
-        skills: vec!["shell".to_owned()],
+        skills,
         virtual_machine: is_virtual(),
         container: is_container(),
     };
@@ -84,16 +88,6 @@ pub async fn with_tools(mut capabilities: Capabilities) -> Capabilities {
     }
     clean(&mut capabilities);
     capabilities
-}
-
-/// STRICT is refused until it is real; this says so to whoever looks at the node.
-fn sandbox() -> SandboxLevel {
-    SandboxLevel {
-        level: "permissive".into(),
-        missing: vec![
-            "STRICT is not built yet: tasks run as the user of the peer, with a clean environment, limits and an audit trail".into(),
-        ],
-    }
 }
 
 fn system() -> Option<sysinfo::System> {
@@ -122,6 +116,12 @@ fn version_in(said: &str) -> Option<String> {
             word.len() >= 3 && word.contains('.') && word.split('.').take(2).all(|part| part.starts_with(|c: char| c.is_ascii_digit()))
         })
         .map(|word| text::clean(word, 64))
+}
+
+/// A browser that can be driven, by the search path.
+#[cfg(feature = "browser")]
+pub fn find_browser() -> Option<PathBuf> {
+    BROWSERS.iter().find_map(|name| find_program(name))
 }
 
 /// Where a program is, by the search path.
@@ -222,7 +222,7 @@ mod tests {
 
     #[test]
     fn the_machine_is_described_at_once() {
-        let capabilities = quick(8, Path::new("/"));
+        let capabilities = quick(8, Path::new("/"), None);
         assert!(capabilities.cpu_count > 0 && capabilities.memory_bytes > 0 && capabilities.disk_bytes > 0);
         assert!(!capabilities.os_version.is_empty() && !capabilities.kernel.is_empty());
         #[cfg(unix)]

@@ -19,9 +19,10 @@ use cortex_wire::{
     limits, policy,
     schema::{CommandRule, SandboxMode, SandboxPolicy},
 };
+use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
-use crate::task::Bounds;
+use crate::{browser::Allowed, task::Bounds};
 
 /// Every key with its default and what it is for, printed by `cortex-peer config example`.
 pub const EXAMPLE: &str = include_str!("../assets/peer.yaml");
@@ -57,8 +58,32 @@ pub struct PeerConfig {
     pub environment: Vec<String>,
     /// How much output is kept.
     pub output: OutputConfig,
+    /// What pages are shown with.
+    pub browser: BrowserConfig,
     /// Logs.
     pub log: LogConfig,
+}
+
+/// How browsers are run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrowserConfig {
+    /// Browser actions are taken.
+    pub enabled: bool,
+    /// None: found by the search path.
+    pub program: Option<PathBuf>,
+    /// Without a window.
+    pub headless: bool,
+    /// Closed when it was not used for this long.
+    pub idle_s: u64,
+    /// Networks that pages may reach besides the public one.
+    pub allow_addresses: Vec<String>,
+}
+
+impl Default for BrowserConfig {
+    fn default() -> Self {
+        Self { enabled: true, program: None, headless: true, idle_s: 900, allow_addresses: Vec::new() }
+    }
 }
 
 /// The node's own policy: the ceiling of what the hub can allow.
@@ -69,8 +94,16 @@ pub struct PolicyConfig {
     pub mode: Mode,
     /// Empty: everything that is not denied.
     pub allow: Vec<Rule>,
-    /// Wins over `allow`.
+    /// A person must say yes first; wins over `allow`.
+    pub ask: Vec<Rule>,
+    /// Wins over both.
     pub deny: Vec<Rule>,
+    /// The same as `ask` for a short list of dangerous commands, where a program asks for a task.
+    pub ask_dangerous: bool,
+    /// Hosts that sandboxed tasks may reach when the hub grants them, too.
+    pub network: Vec<String>,
+    /// What sandboxed tasks may read besides the system.
+    pub readable: Vec<PathBuf>,
     /// Tasks at the same time.
     pub task_slots: u32,
     /// 0: none.
@@ -98,36 +131,70 @@ pub enum Mode {
     Strict,
 }
 
-/// The beginning of a command: text, taken apart as a shell would, or words.
+/// The beginning of a command: text, taken apart as a shell would, or words; or these as `prefix`, with a reason and examples that are checked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
-pub struct Rule(Vec<String>);
+pub struct Rule {
+    prefix: Vec<String>,
+    reason: String,
+    matching: Vec<String>,
+    not_matching: Vec<String>,
+}
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(untagged)]
 enum Written {
+    Bare(Prefix),
+    Full(Explained),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(untagged)]
+enum Prefix {
     Text(String),
     Words(Vec<String>),
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Explained {
+    prefix: Prefix,
+    #[serde(default)]
+    reason: String,
+    #[serde(default, rename = "match")]
+    matching: Vec<String>,
+    #[serde(default, rename = "not_match")]
+    not_matching: Vec<String>,
+}
+
+impl Prefix {
+    fn words(self) -> Result<Vec<String>, String> {
+        let words = match self {
+            Self::Words(words) => words,
+            Self::Text(text) => policy::words_of(&text)
+                .ok_or_else(|| format!("the rule {text:?} is not one plain command; write it as a list of words: [rm, -rf, /]"))?,
+        };
+        if words.is_empty() || words[0].is_empty() { Err("a rule needs at least the name of a program".into()) } else { Ok(words) }
+    }
 }
 
 impl TryFrom<Written> for Rule {
     type Error = String;
 
     fn try_from(written: Written) -> Result<Self, String> {
-        let words = match written {
-            Written::Words(words) => words,
-            Written::Text(text) => match policy::commands_of(&text) {
-                (mut commands, true) if commands.len() == 1 => commands.remove(0),
-                _ => return Err(format!("the rule {text:?} is not one plain command; write it as a list of words: [rm, -rf, /]")),
-            },
+        let Explained { prefix, reason, matching, not_matching } = match written {
+            Written::Full(full) => full,
+            Written::Bare(prefix) => Explained { prefix, reason: String::new(), matching: Vec::new(), not_matching: Vec::new() },
         };
-        if words.is_empty() || words[0].is_empty() { Err("a rule needs at least the name of a program".into()) } else { Ok(Self(words)) }
+        let prefix = prefix.words()?;
+        policy::check_examples(&prefix, &matching, &not_matching).map_err(|error| error.to_string())?;
+        Ok(Self { prefix, reason, matching, not_matching })
     }
 }
 
 impl From<Rule> for Written {
-    fn from(rule: Rule) -> Self {
-        Self::Words(rule.0)
+    fn from(Rule { prefix, reason, matching, not_matching }: Rule) -> Self {
+        Self::Full(Explained { prefix: Prefix::Words(prefix), reason, matching, not_matching })
     }
 }
 
@@ -146,6 +213,7 @@ impl Default for PeerConfig {
             shell: "/bin/sh".into(),
             environment: Vec::new(),
             output: OutputConfig::default(),
+            browser: BrowserConfig::default(),
             log: LogConfig::default(),
         }
     }
@@ -153,7 +221,17 @@ impl Default for PeerConfig {
 
 impl Default for PolicyConfig {
     fn default() -> Self {
-        Self { mode: Mode::default(), allow: Vec::new(), deny: Vec::new(), task_slots: 64, run_timeout_s: 0 }
+        Self {
+            mode: Mode::default(),
+            allow: Vec::new(),
+            ask: Vec::new(),
+            deny: Vec::new(),
+            ask_dangerous: false,
+            network: Vec::new(),
+            readable: Vec::new(),
+            task_slots: 64,
+            run_timeout_s: 0,
+        }
     }
 }
 
@@ -192,8 +270,18 @@ impl PeerConfig {
         if slots == 0 || slots > limits::INVENTORY_ENTRIES / 2 {
             return fault("policy.task_slots", "from 1 to 256");
         }
-        if self.policy.allow.len() > limits::POLICY_RULES || self.policy.deny.len() > limits::POLICY_RULES {
+        if [&self.policy.allow, &self.policy.ask, &self.policy.deny].iter().any(|list| list.len() > limits::POLICY_RULES) {
             return fault("policy", "at most 256 rules in a list");
+        }
+        if self.ceiling().encoded_len() > limits::POLICY_BYTES {
+            return fault("policy", "more than 24 KiB of rules; use fewer or shorter ones");
+        }
+        if self.policy.network.len() > limits::POLICY_RULES || !self.policy.network.iter().all(|host| policy::is_grant(host)) {
+            return fault("policy.network", "at most 256 of `name`, `name:port`, `*.name` or `*`");
+        }
+        let state = self.state_dir();
+        if self.policy.readable.iter().any(|path| !path.is_absolute() || state.starts_with(path) || path.starts_with(&state)) {
+            return fault("policy.readable", "absolute paths, none of which shows the peer's own state");
         }
         if self.output.head_mib.min(self.output.tail_mib) < 1 || self.output.head_mib.max(self.output.tail_mib) > 1024 {
             return fault("output", "from 1 to 1024 MiB");
@@ -201,8 +289,21 @@ impl PeerConfig {
         if self.relays.len() > limits::RELAYS {
             return fault("relays", "at most 3");
         }
+        if !(10..=7 * 24 * 3600).contains(&self.browser.idle_s) {
+            return fault("browser.idle_s", "from 10 seconds to a week");
+        }
+        self.allowed_addresses()?;
         self.network()?;
         self.relays().map(|_| ())
+    }
+
+    /// What pages may reach besides the public network.
+    ///
+    /// # Errors
+    /// [`SettingError`].
+    pub fn allowed_addresses(&self) -> Result<Allowed, SettingError> {
+        let parse = |text: &String| text.parse().map_err(|reason| SettingError { key: "browser.allow_addresses", reason });
+        self.browser.allow_addresses.iter().map(parse).collect::<Result<_, _>>().map(Allowed)
     }
 
     /// How relays are reached: these settings, and the environment's proxies.
@@ -234,8 +335,10 @@ impl PeerConfig {
 
     /// The node's own policy, as the hub sees it.
     pub fn ceiling(&self) -> SandboxPolicy {
-        let reason = "this node's own setting";
-        let rule = |Rule(words): &Rule| CommandRule { prefix: words.clone(), reason: reason.into() };
+        let rule = |rule: &Rule| {
+            let reason = if rule.reason.is_empty() { "this node's own setting" } else { &rule.reason };
+            CommandRule { prefix: rule.prefix.clone(), reason: reason.into() }
+        };
         let mode = match self.policy.mode {
             Mode::Permissive => SandboxMode::Permissive,
             Mode::Strict => SandboxMode::Strict,
@@ -243,10 +346,13 @@ impl PeerConfig {
         SandboxPolicy {
             mode: mode.into(),
             allow: self.policy.allow.iter().map(rule).collect(),
+            ask: self.policy.ask.iter().map(rule).collect(),
             deny: self.policy.deny.iter().map(rule).collect(),
+            ask_dangerous: self.policy.ask_dangerous,
             task_slots: self.policy.task_slots,
             run_timeout_ms: self.policy.run_timeout_s.saturating_mul(1000),
             sequence: 0,
+            network: self.policy.network.clone(),
         }
     }
 
@@ -369,6 +475,16 @@ mod tests {
     }
 
     #[test]
+    fn a_rule_may_explain_itself_and_its_examples_must_hold() {
+        let text = "policy:\n  ask:\n    - prefix: git push\n      reason: others see it\n      match: [git push origin]\n      not_match: [git pull]\n";
+        let ask = parse(text).unwrap().ceiling().ask;
+        assert_eq!((ask[0].prefix.join(" ").as_str(), ask[0].reason.as_str()), ("git push", "others see it"));
+        let refused = parse(&text.replace("git push origin", "git -C x push")).unwrap_err();
+        assert!(refused.contains("`git push`") && refused.contains("git -C x push"), "{refused}");
+        assert!(parse(&text.replace("reason", "raison")).is_err());
+    }
+
+    #[test]
     fn the_environment_reaches_nested_keys() {
         let environment = [("CORTEX_PEER_POLICY_TASK_SLOTS", "2"), ("CORTEX_PEER_NAME", "7"), ("CORTEX_PEER_LOG_FORMAT", "json")];
         let environment = environment.map(|(name, value)| (name.to_owned(), value.to_owned()));
@@ -383,6 +499,8 @@ mod tests {
             ("output:\n  head_mib: 0\n", "output"),
             ("relays: [nonsense]\n", "relays"),
             ("network:\n  proxy: ftp://here\n", "network.proxy"),
+            ("policy:\n  network: ['a b']\n", "policy.network"),
+            ("policy:\n  readable: [/]\n", "policy.readable"),
         ] {
             let error = parse(text).unwrap().check().unwrap_err().to_string();
             assert!(error.contains(&format!("`{key}`")), "{error}");

@@ -17,7 +17,11 @@ use cortex_wire::invite::RelayEndpoint;
 use serde::Serialize;
 use tokio::{net::lookup_host, time::timeout};
 
-use crate::{capabilities, health, state};
+use crate::{
+    health,
+    sandbox::{self, Sandbox},
+    state,
+};
 
 /// Longer than any answer that would be of use.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -43,6 +47,8 @@ pub struct Subject {
     pub network: Arc<Network>,
     /// What of it may be used.
     pub transport: Transport,
+    /// Whose walls are tried.
+    pub sandbox: Sandbox,
 }
 
 /// What a relay that was reached said.
@@ -138,7 +144,7 @@ pub async fn examine(subject: &Subject, probe: impl AsyncFn(&RelayEndpoint, Tran
     check_clock(&mut report, server_time_ms.map(|theirs| theirs - clock::now_ms()));
     check_disk(&mut report, "state", &subject.state_dir);
     check_disk(&mut report, "workspace", &subject.workspace_dir);
-    check_sandbox(&mut report);
+    check_sandbox(&mut report, &subject.sandbox).await;
     check_user(&mut report, rustix::process::geteuid().is_root(), subject.allow_root);
     report
 }
@@ -303,9 +309,9 @@ fn try_to_write(folder: &Path) -> std::io::Result<()> {
     std::fs::write(&path, b"x").and_then(|()| std::fs::remove_file(&path))
 }
 
-fn check_sandbox(report: &mut Report) {
-    let sandbox = capabilities::quick(0, Path::new("/")).sandbox.unwrap_or_default();
-    let verdict = if sandbox.level == "strict" { Verdict::Ok } else { Verdict::Info };
+async fn check_sandbox(report: &mut Report, sandbox: &Sandbox) {
+    let sandbox = sandbox.level().await;
+    let verdict = if sandbox.level == sandbox::STRICT { Verdict::Ok } else { Verdict::Warn };
     let missing = if sandbox.missing.is_empty() { String::new() } else { format!("; {}", sandbox.missing.join("; ")) };
     report.say("sandbox", verdict, format!("{}{missing}", sandbox.level), None);
 }
@@ -345,6 +351,7 @@ mod tests {
             invite_fault: None,
             network: Arc::default(),
             transport: Transport::Auto,
+            sandbox: Sandbox::new("/nonexistent/helper".into(), Vec::new()),
         }
     }
 

@@ -25,7 +25,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use cortex_wire::{id::TaskId, schema::Signed};
+use cortex_wire::{
+    id::TaskId,
+    schema::{Approval, Signed},
+};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -74,6 +77,15 @@ pub struct Started {
     /// Of the policy it was signed under.
     #[prost(bytes = "bytes", tag = "4")]
     pub policy_hash: Bytes,
+    /// Hash of what is run, where.
+    #[prost(bytes = "bytes", tag = "30")]
+    pub subject: Bytes,
+    /// The person's yes that let it start.
+    #[prost(message, optional, boxed, tag = "31")]
+    pub approval: Option<Box<Approval>>,
+    /// Behind which walls it runs.
+    #[prost(string, tag = "20")]
+    pub sandbox_level: String,
 }
 
 /// A task of an earlier start, as the journal knows it.
@@ -398,7 +410,14 @@ mod tests {
     }
 
     fn started(n: u8) -> Started {
-        Started { task_id: Bytes::copy_from_slice(id(n).as_bytes()), fence: u64::from(n), at_ms: 7, policy_hash: Bytes::from_static(b"h") }
+        Started {
+            task_id: Bytes::copy_from_slice(id(n).as_bytes()),
+            fence: u64::from(n),
+            at_ms: 7,
+            policy_hash: Bytes::from_static(b"h"),
+            sandbox_level: "strict".into(),
+            ..Started::default()
+        }
     }
 
     fn result(n: u8) -> Signed {

@@ -10,16 +10,20 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cortex_peer::{
+    browser::BrowserOptions,
     capabilities,
-    config::{self, EXAMPLE, PeerConfig},
+    config::{self, EXAMPLE, PeerConfig, SettingError},
     doctor,
+    evidence::{self, Beside},
     health::Health,
+    log::{self, read::Walk, show::Style},
     mesh::{
         self, KeySequences, MeshError, MeshOptions, Registered,
         shown::{Shown, ShownLink},
     },
     mirror::Mirror,
     process,
+    sandbox::{self, Sandbox},
     state::{self, HubRecord, RelayRecord, Sequences, State},
     task::{Tasks, TasksOptions},
 };
@@ -34,7 +38,7 @@ use cortex_wire::{
     invite::{self, RelayEndpoint, Terms},
     key::SecretKey,
     limits,
-    schema::Invite,
+    schema::{Capabilities, Invite},
     text,
 };
 use serde_json::json;
@@ -59,6 +63,9 @@ Examples:
   cortex-peer run                            again, after it has joined
   cortex-peer status                         who this node is, and to which hub it belongs
   cortex-peer doctor --config peer.yaml      what is wrong, and how to fix it
+  cortex-peer log --follow                   everything that was ever run here, and what comes
+  cortex-peer log --verify                   whether anybody has altered that
+  cortex-peer verify evidence.json           whether a task's result is what its node has signed
   cortex-peer config example > peer.yaml     a file with every setting, documented
 
 Every setting can also come from the environment: CORTEX_PEER_NAME, CORTEX_PEER_STATE_DIR, CORTEX_PEER_LOG_FILTER, …
@@ -100,6 +107,38 @@ enum Command {
         /// As one JSON object.
         #[arg(long)]
         json: bool,
+    },
+    /// Show everything that was ever run on this machine.
+    ///
+    /// Also while the peer runs. The log is a chain of hashes: what was altered, removed or moved in it is found by --verify.
+    Log {
+        #[command(flatten)]
+        place: Place,
+        /// Check the chain instead. Exit code 0 when it holds, 1 otherwise.
+        #[arg(long, conflicts_with_all = ["follow", "json"])]
+        verify: bool,
+        /// Go on with what is run from now on.
+        #[arg(long)]
+        follow: bool,
+        /// One JSON object in each line: the records themselves.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check a node's signed word about a task, without a hub.
+    ///
+    /// The file is what `GET /api/tasks/{id}/evidence` answers. Exit code 0 when all of it holds, 1 otherwise.
+    Verify {
+        /// The file.
+        evidence: PathBuf,
+        /// Also: this is everything it printed.
+        #[arg(long, value_name = "FILE")]
+        stdout: Option<PathBuf>,
+        /// Also: this is everything it complained.
+        #[arg(long, value_name = "FILE")]
+        stderr: Option<PathBuf>,
+        /// Also: the log in this state folder has its start.
+        #[arg(long, value_name = "STATE_DIR")]
+        log: Option<PathBuf>,
     },
     /// Help with the configuration file.
     Config {
@@ -185,11 +224,17 @@ impl Run {
 }
 
 fn main() -> ExitCode {
+    #[cfg(target_os = "linux")]
+    if std::env::args_os().nth(1).is_some_and(|word| word == sandbox::helper::WORD) {
+        return sandbox::helper::run();
+    }
     process::keep_inherited_descriptors();
     let outcome = match Cli::parse().command {
         Command::Run(command) => run(&command),
         Command::Status { place, json } => status(&place, json),
         Command::Doctor { place, invite, allow_root, json } => examine(&place, invite, allow_root, json),
+        Command::Log { place, verify, follow, json } => show_log(&place, verify, Style { json, follow }),
+        Command::Verify { evidence, stdout, stderr, log } => verify(&evidence, stdout.as_deref(), stderr.as_deref(), log),
         Command::Config { command: ConfigCommand::Example } => {
             print!("{EXAMPLE}");
             Ok(exit::OK)
@@ -295,6 +340,7 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     let lifecycle = Lifecycle::new();
     tokio::spawn(lifecycle.clone().follow_signals(STOP_WITHIN));
     let sequences = membership.record.as_ref().map(|record| record.sequences).unwrap_or_default();
+    let sandbox = Sandbox::of_this_program(settings.policy.readable.clone());
     let tasks = Tasks::open(TasksOptions {
         state_dir: state.path().to_owned(),
         workspace_dir: settings.workspace_dir(),
@@ -303,6 +349,8 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         shell: settings.shell.clone(),
         environment: settings.environment.clone(),
         bounds: settings.bounds(),
+        browser: browser_options(&settings, &state).or_exit(exit::USAGE)?,
+        sandbox: sandbox.clone(),
         policy_sequence: sequences.policy,
     })
     .or_exit(exit::FAILURE)?;
@@ -310,9 +358,15 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     let mirror = Mirror::new(settings.workspace_dir(), state.path(), NodeId::from(key.public()));
     tasks.set_mirror(mirror.clone());
 
-    let described = capabilities::quick(tasks.slots(), &settings.workspace_dir());
+    let browser = tasks.browsers().and_then(|browsers| browsers.find().ok());
+    let described = capabilities::quick(tasks.slots(), &settings.workspace_dir(), browser);
     let (describe, capabilities) = watch::channel(described.clone());
-    tokio::spawn(async move { describe.send(capabilities::with_tools(described).await) });
+    tokio::spawn(async move {
+        let sandbox = sandbox.level().await.clone();
+        let described = Capabilities { sandbox: Some(sandbox), ..described };
+        describe.send_replace(described.clone());
+        describe.send(capabilities::with_tools(described).await)
+    });
 
     tracing::info!(fingerprint = key.public().fingerprint(), hub = %membership.hub, version = env!("CARGO_PKG_VERSION"), "starting");
     let mut health = Health::new(settings.workspace_dir());
@@ -342,6 +396,9 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     };
     let outcome = mesh::run(options).await;
     mirror.close().await;
+    if let Some(browsers) = tasks.browsers() {
+        browsers.close_all().await;
+    }
     tasks.end_now();
     match outcome {
         Ok(()) => Ok(exit::OK),
@@ -354,6 +411,18 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
             Err(error).or_exit(code)
         }
     }
+}
+
+fn browser_options(settings: &PeerConfig, state: &State) -> Result<Option<BrowserOptions>, SettingError> {
+    let allowed = Arc::new(settings.allowed_addresses()?);
+    Ok(settings.browser.enabled.then(|| BrowserOptions {
+        program: settings.browser.program.clone(),
+        scratch_dir: state.path().join("browsers"),
+        workspace_dir: settings.workspace_dir(),
+        allowed,
+        headless: settings.browser.headless,
+        idle: Duration::from_secs(settings.browser.idle_s),
+    }))
 }
 
 /// Stops in good order when there is no connection over which to say goodbye.
@@ -480,6 +549,7 @@ fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: boo
         state_dir: folder.clone(),
         network: settings.network().or_exit(exit::USAGE)?,
         transport: settings.network.transport,
+        sandbox: Sandbox::of_this_program(settings.policy.readable.clone()),
     };
     // A stranger's key does for a handshake. The node's own is not made by looking, and a peer that runs would lose its link to it.
     let own = if state::holder_of(&folder).is_some() { None } else { state::key_in(&folder).ok().flatten() };
@@ -503,6 +573,38 @@ fn examine(place: &Place, invite: Option<String>, allow_root: bool, as_json: boo
         print!("{report}");
     }
     Ok(if report.is_sound() { exit::OK } else { exit::FAILURE })
+}
+
+fn show_log(place: &Place, verify: bool, style: Style) -> Outcome {
+    let folder = place.settings().or_exit(exit::USAGE)?.state_dir().join("log");
+    let unreadable = || {
+        format!("cannot read the log of this machine in {}; a peer that has run makes it (another one's: --state-dir)", folder.display())
+    };
+    if !verify {
+        log::show::show(&folder, style, &mut std::io::stdout().lock()).with_context(unreadable).or_exit(exit::FAILURE)?;
+        return Ok(exit::OK);
+    }
+    let mut walk = Walk::default();
+    walk.go_on(&folder, |_, _, _| Ok(())).with_context(unreadable).or_exit(exit::FAILURE)?;
+    let verdict = walk.verdict();
+    match &verdict.fault {
+        None => {
+            println!("{verdict}");
+            Ok(exit::OK)
+        }
+        Some(fault) => {
+            println!("{fault}");
+            Ok(exit::FAILURE)
+        }
+    }
+}
+
+fn verify(path: &Path, stdout: Option<&Path>, stderr: Option<&Path>, state_dir: Option<PathBuf>) -> Outcome {
+    let log = state_dir.map(|folder| folder.join("log"));
+    let (found, response) = evidence::verify(path, Beside { stdout, stderr, log: log.as_deref() }).or_exit(exit::FAILURE)?;
+    print!("{}", evidence::describe(&found, &response));
+    println!("the node's signature holds");
+    Ok(exit::OK)
 }
 
 fn check(path: &Path) -> Outcome {

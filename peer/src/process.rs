@@ -27,6 +27,7 @@ use tokio::{
 mod sys;
 mod tree;
 
+pub(crate) use sys::{close_on_exec, wait_for};
 pub use tree::Member;
 
 /// How a program ended, and what it used together with those of its children that it waited for.
@@ -74,6 +75,12 @@ impl Mark {
         Self(Self::PREFIX | low)
     }
 
+    /// The mark of a browser, by the number in its folder's name: the same after a restart of the peer.
+    #[cfg(feature = "browser")]
+    pub fn of_browser(number: u64) -> Self {
+        Self(Self::PREFIX | number & 0xffff_ffff_ffff)
+    }
+
     fn from_limit(limit: u64) -> Option<Self> {
         (limit >> 48 == Self::PREFIX >> 48).then_some(Self(limit))
     }
@@ -90,8 +97,12 @@ pub struct Program<'a> {
     pub environment: &'a [CString],
     /// Where it begins.
     pub folder: BorrowedFd<'a>,
-    /// Standard input, output and error; no other descriptor is inherited.
+    /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// All three are this terminal instead, which becomes the one that controls the program.
+    pub terminal: Option<&'a CStr>,
+    /// What it finds as descriptors 3, 4, and so on; no others are inherited.
+    pub more: &'a [BorrowedFd<'a>],
 }
 
 /// A running program.
@@ -140,12 +151,12 @@ impl Processes {
     /// # Errors
     /// What the operating system says; nothing was started then.
     pub fn start(&self, program: &Program<'_>, mark: Mark) -> io::Result<Child> {
-        let Program { path, argv, environment, folder, stdio } = *program;
+        let Program { path, argv, environment, folder, stdio, terminal, more } = *program;
         // Held until the child is known, so that it cannot be taken for an orphan meanwhile.
         let mut running = CHILDREN.running();
         let pid = {
             let _marked = tree::Marked::with(mark);
-            sys::spawn(&sys::Program { path, argv, environment, folder, stdio })?
+            sys::spawn(&sys::Program { path, argv, environment, folder, stdio, terminal, more })?
         };
         let (tell, exit) = oneshot::channel();
         running.insert(pid, tell);
@@ -177,7 +188,7 @@ pub fn keep_inherited_descriptors() {
     let listing = if cfg!(target_os = "linux") { "/proc/self/fd" } else { "/dev/fd" };
     let open = std::fs::read_dir(listing).into_iter().flatten().flatten();
     for fd in open.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).filter(|fd| *fd > 2) {
-        sys::close_on_exec(fd);
+        let _ = sys::close_on_exec(fd);
     }
 }
 

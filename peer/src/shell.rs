@@ -8,11 +8,13 @@
 //! ```
 //! A task has ended when its program has, both pipes are closed and **no process of it is left**. Who asks it to end goes up a ladder:
 //! INT, five seconds, TERM, five seconds, KILL until nothing lives. Whatever the program leaves running behind it gets two seconds, then KILL.
+//! In a terminal the ladder begins with HUP, as when somebody closes a window, and what a shell leaves behind hears that as well.
 
 use std::{
     fs::File,
     io,
     os::fd::{AsFd as _, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -20,15 +22,23 @@ use cortex_wire::id::TaskId;
 use rustix::process::{Pid, Signal};
 use tokio::{net::unix::pipe, sync::watch, time::Instant};
 
-use crate::process::{Child, Exit, Mark, Member, Processes, Program};
+use crate::{
+    process::{Child, Exit, Mark, Member, Processes, Program},
+    sandbox::{Failure, Launch, Sandboxed, Stdio},
+};
 
 pub mod command;
 pub mod input;
+pub mod kept;
 pub mod output;
+pub mod redact;
+pub mod terminal;
 
 use command::Command;
 use input::Input;
+use kept::Began;
 use output::Output;
+use terminal::{Sink, Source, Terminal};
 
 /// Between the steps of the ladder.
 const STEP: Duration = Duration::from_secs(5);
@@ -46,10 +56,15 @@ const PASSES: usize = 20;
 pub struct Running {
     child: Child,
     mark: Mark,
-    stdin: Option<pipe::Sender>,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
+    stdin: Option<Sink>,
+    stdout: Source,
+    /// In a terminal there is one stream for both.
+    stderr: Option<Source>,
+    terminal: Option<Arc<Terminal>>,
+    report: Option<pipe::Receiver>,
+    began: Option<Began>,
     started: Instant,
+    sandboxed: Option<Sandboxed>,
     /// Kept for as long as the program may read it.
     _script: Option<command::ScriptFile>,
 }
@@ -74,9 +89,20 @@ pub enum Stop {
     IdleTimeout(Duration),
 }
 
+/// What a command of a shell session left.
+#[derive(Debug)]
+pub struct Report {
+    /// What it was given.
+    pub began: Began,
+    /// What it said, if it came to that.
+    pub said: Vec<u8>,
+}
+
 /// A task that is over.
 #[derive(Debug)]
 pub struct Ended {
+    /// Of a command of a shell session that was not ended.
+    pub report: Option<Report>,
     /// What the program itself said and used.
     pub exit: Exit,
     /// From start to the end of the program.
@@ -101,39 +127,64 @@ pub struct Streams<'a> {
 }
 
 impl Running {
-    /// Starts a prepared command. `stdin`: through a pipe instead of /dev/null.
+    /// Starts a prepared command, in a sandbox when there is one to launch; then [`Self::up`] comes next. `stdin`: through a pipe instead of /dev/null.
     ///
     /// # Errors
     /// What the operating system says; nothing was started then.
-    pub fn start(processes: &Processes, command: &mut Command, task: &TaskId, stdin: bool) -> io::Result<Self> {
-        let (stdin, to_stdin) = if stdin {
-            let (read, write) = io::pipe()?;
-            (read.into(), Some(pipe::Sender::from_owned_fd(write.into())?))
-        } else {
-            (OwnedFd::from(File::open("/dev/null")?), None)
-        };
-        let ((from_stdout, stdout), (from_stderr, stderr)) = (io::pipe()?, io::pipe()?);
+    pub fn start(processes: &Processes, command: &mut Command, task: &TaskId, stdin: bool, launch: Option<Launch>) -> io::Result<Self> {
         // Before the program is there: nothing may fail after it.
-        let from_stdout = pipe::Receiver::from_owned_fd(from_stdout.into())?;
-        let from_stderr = pipe::Receiver::from_owned_fd(from_stderr.into())?;
-        let mark = Mark::of(task);
-        let program = Program {
-            path: &command.path,
-            argv: &command.argv,
-            environment: &command.environment,
-            folder: command.folder.as_fd(),
-            stdio: [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()],
+        let Ends { theirs: [stdin, stdout, stderr], stdin: to_stdin, stdout: from_stdout, stderr: from_stderr, terminal } =
+            match &command.terminal {
+                Some(size) => Ends::terminal(Terminal::open(size)?)?,
+                None => Ends::pipes(stdin)?,
+            };
+        let (from_report, report) = match command.began {
+            Some(_) => reading_pipe().map(|(reader, writer)| (Some(reader), Some(writer)))?,
+            None => (None, None),
         };
-        let child = processes.start(&program, mark)?;
+        let mark = Mark::of(task);
+        let stdio = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        let folder = command.folder.as_fd();
+        let slave = terminal.as_ref().map(|terminal| terminal.slave().as_c_str());
+        let report = report.as_ref().map(|report| report.as_fd());
+        let child = match &launch {
+            Some(launch) => launch.start(processes, mark, folder, Stdio { streams: stdio, terminal: slave, report })?,
+            None => {
+                let Command { path, argv, environment, .. } = &*command;
+                processes.start(&Program { path, argv, environment, folder, stdio, terminal: slave, more: report.as_slice() }, mark)?
+            }
+        };
         Ok(Self {
             child,
             mark,
             stdin: to_stdin,
             stdout: from_stdout,
             stderr: from_stderr,
+            terminal,
+            report: from_report,
+            began: command.began.take(),
             started: Instant::now(),
+            sandboxed: launch.map(Launch::started),
             _script: command.script.take(),
         })
+    }
+
+    /// The terminal it runs in.
+    pub fn terminal(&self) -> Option<&Arc<Terminal>> {
+        self.terminal.as_ref()
+    }
+
+    /// Waits until the program runs behind its walls, if it is to have any.
+    ///
+    /// # Errors
+    /// Why it does not; what was started is ended then.
+    pub async fn up(&mut self, processes: &Processes) -> Result<(), Failure> {
+        let Some(sandboxed) = &mut self.sandboxed else { return Ok(()) };
+        let up = sandboxed.up().await;
+        if up.is_err() {
+            processes.members(self.child.pid, self.mark).iter().for_each(|member| _ = member.send(Signal::KILL));
+        }
+        up
     }
 
     /// The program's process.
@@ -149,18 +200,43 @@ impl Running {
         patience: Patience,
         stop: watch::Receiver<Option<Stop>>,
     ) -> Ended {
-        let Self { mut child, mark, stdin, stdout, stderr, started, _script } = self;
-        let output = async { tokio::join!(streams.stdout.pump(&stdout), streams.stderr.pump(&stderr)) };
+        let Self { child, mark, stdin, stdout, stderr, terminal, report, began, started, mut sandboxed, _script } = self;
+        let Child { pid, exit } = child;
+        let exit = async {
+            let seen = match &mut sandboxed {
+                Some(sandboxed) => sandboxed.ended().await,
+                None => None,
+            };
+            match seen {
+                Some(exit) => exit,
+                None => exit.await.unwrap_or(Exit::UNKNOWN),
+            }
+        };
+        let errors = async {
+            match &stderr {
+                Some(stderr) => streams.stderr.pump(stderr).await,
+                None => streams.stderr.close(),
+            }
+        };
+        let output = async { tokio::join!(streams.stdout.pump(&stdout), errors) };
         let input = async {
             match (streams.stdin, stdin) {
-                (Some(input), Some(pipe)) => input.pump(pipe).await,
+                (Some(input), Some(sink)) => input.pump(sink).await,
                 _ => std::future::pending().await,
             }
         };
-        tokio::pin!(output, input);
+        let said = Mutex::new(Vec::new());
+        let reported = async {
+            match &report {
+                Some(report) => read_report(report, &said).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(output, input, reported, exit);
+        let mut report_open = true;
         let mut ended = processes.ended();
         let mut stop = stop;
-        let mut end = End::new(processes, child.pid, mark, started, patience);
+        let mut end = End::new(processes, pid, mark, started, patience, terminal.is_some());
         let (mut output_open, mut input_open) = (true, true);
         let (exit, exited_at) = loop {
             if let Some(exit) = end.is_over(output_open) {
@@ -168,9 +244,10 @@ impl Running {
             }
             let wake = end.next_step(&streams, output_open);
             tokio::select! {
-                exit = &mut child.exit, if end.exit.is_none() => end.exited(exit.unwrap_or(Exit::UNKNOWN)),
+                exit = &mut exit, if end.exit.is_none() => end.exited(exit),
                 _ = &mut output, if output_open => output_open = false,
                 () = &mut input, if input_open => input_open = false,
+                () = &mut reported, if report_open => report_open = false,
                 Ok(()) = ended.changed(), if end.exit.is_some() || end.ladder.is_some() => end.catch_up(),
                 Ok(why) = stop.wait_for(Option::is_some), if !end.asked => end.asked_to_stop(why.clone()),
                 () = sleep_until(wake) => end.step(&streams, output_open),
@@ -182,13 +259,80 @@ impl Running {
         if let Some(input) = streams.stdin {
             input.discard();
         }
+        let report = report.as_ref().zip(began).filter(|_| end.stop.is_none()).map(|(report, began)| {
+            // What it said last may still be in the pipe, and somebody else may hold that open.
+            let _ = take_report(report, &said);
+            Report { began, said: std::mem::take(&mut *said.lock().unwrap_or_else(PoisonError::into_inner)) }
+        });
         Ended {
+            report,
             exit,
             wall: exited_at - started,
             stop: end.stop,
             descendants_held_pipe: end.held_pipe || output_open,
             left_behind: end.left_behind,
         }
+    }
+}
+
+/// The two sides of a program's streams.
+struct Ends {
+    theirs: [OwnedFd; 3],
+    stdin: Option<Sink>,
+    stdout: Source,
+    stderr: Option<Source>,
+    terminal: Option<Arc<Terminal>>,
+}
+
+impl Ends {
+    fn pipes(stdin: bool) -> io::Result<Self> {
+        let (stdin, to_stdin) = if stdin {
+            let (read, write) = io::pipe()?;
+            (read.into(), Some(Sink::Pipe(pipe::Sender::from_owned_fd(write.into())?)))
+        } else {
+            (OwnedFd::from(File::open("/dev/null")?), None)
+        };
+        let ((from_stdout, stdout), (from_stderr, stderr)) = (reading_pipe()?, reading_pipe()?);
+        let (from_stdout, from_stderr) = (Source::Pipe(from_stdout), Some(Source::Pipe(from_stderr)));
+        Ok(Self { theirs: [stdin, stdout, stderr], stdin: to_stdin, stdout: from_stdout, stderr: from_stderr, terminal: None })
+    }
+
+    fn terminal(terminal: Terminal) -> io::Result<Self> {
+        let terminal = Arc::new(terminal);
+        // The program opens the terminal itself, in their place.
+        let nothing = OwnedFd::from(File::open("/dev/null")?);
+        let theirs = [nothing.try_clone()?, nothing.try_clone()?, nothing];
+        let (stdin, stdout) = (Some(Sink::Terminal(terminal.clone())), Source::Terminal(terminal.clone()));
+        Ok(Self { theirs, stdin, stdout, stderr: None, terminal: Some(terminal) })
+    }
+}
+
+fn reading_pipe() -> io::Result<(pipe::Receiver, OwnedFd)> {
+    let (read, write) = io::pipe()?;
+    Ok((pipe::Receiver::from_owned_fd(read.into())?, write.into()))
+}
+
+/// Until nobody can say anything any more.
+async fn read_report(report: &pipe::Receiver, said: &Mutex<Vec<u8>>) {
+    while report.readable().await.is_ok() {
+        match take_report(report, said) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            _ => return,
+        }
+    }
+}
+
+/// Reads what is there, also beyond what is kept, so that nobody waits for it.
+fn take_report(report: &pipe::Receiver, said: &Mutex<Vec<u8>>) -> io::Result<()> {
+    let mut buffer = [0; 4096];
+    loop {
+        let read = report.try_read(&mut buffer)?;
+        if read == 0 {
+            return Ok(());
+        }
+        let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = kept::REPORT_BYTES.saturating_sub(said.len());
+        said.extend_from_slice(&buffer[..read.min(room)]);
     }
 }
 
@@ -206,6 +350,7 @@ struct End<'a> {
     mark: Mark,
     started: Instant,
     patience: Patience,
+    in_terminal: bool,
     exit: Option<(Exit, Instant)>,
     /// Somebody wants it to end, heard or not.
     asked: bool,
@@ -228,13 +373,14 @@ struct Ladder {
 }
 
 impl<'a> End<'a> {
-    fn new(processes: &'a Processes, root: Pid, mark: Mark, started: Instant, patience: Patience) -> Self {
+    fn new(processes: &'a Processes, root: Pid, mark: Mark, started: Instant, patience: Patience, in_terminal: bool) -> Self {
         Self {
             processes,
             root,
             mark,
             started,
             patience,
+            in_terminal,
             exit: None,
             asked: false,
             stop: None,
@@ -246,7 +392,13 @@ impl<'a> End<'a> {
     }
 
     fn exited(&mut self, exit: Exit) {
-        self.exit = Some((exit, Instant::now()));
+        let now = Instant::now();
+        self.exit = Some((exit, now));
+        if self.in_terminal && self.ladder.is_none() {
+            // The window is closed: whoever is left hears it, and has a moment.
+            self.signal_all(Signal::HUP);
+            self.ladder = Some(Ladder { sent: Some(Signal::HUP), look: Some(now + LOOK), next: Signal::KILL, due: now + GRACE });
+        }
     }
 
     fn asked_to_stop(&mut self, why: Option<Stop>) {
@@ -263,7 +415,8 @@ impl<'a> End<'a> {
 
     fn begin(&mut self) {
         if self.ladder.is_none() {
-            self.ladder = Some(Ladder { sent: None, look: None, next: Signal::INT, due: Instant::now() });
+            let next = if self.in_terminal { Signal::HUP } else { Signal::INT };
+            self.ladder = Some(Ladder { sent: None, look: None, next, due: Instant::now() });
         }
     }
 
@@ -296,6 +449,7 @@ impl<'a> End<'a> {
         let now = Instant::now();
         if let Some(ladder) = self.ladder {
             if now >= ladder.due {
+                self.held_pipe |= self.exit.is_some() && output_open && self.stop.is_none();
                 self.climb(ladder.next);
             } else if ladder.look.is_some_and(|look| now >= look) {
                 self.ladder = Some(Ladder { look: None, ..ladder });
@@ -318,6 +472,7 @@ impl<'a> End<'a> {
     fn climb(&mut self, signal: Signal) {
         let mut refused = self.signal_all(signal);
         let (next, wait) = match signal {
+            Signal::HUP => (Signal::INT, STEP),
             Signal::INT => (Signal::TERM, STEP),
             Signal::TERM => (Signal::KILL, STEP),
             _ => (Signal::KILL, AGAIN),
@@ -360,7 +515,8 @@ impl<'a> End<'a> {
     }
 }
 
-/// For how long neither stream was used, though it could have been.
+/// For how long no stream was used, though it could have been. Somebody who types is there, too.
 fn quiet(streams: &Streams<'_>) -> Duration {
-    streams.stdout.idle().min(streams.stderr.idle())
+    let typed = streams.stdin.map_or(Duration::MAX, Input::idle);
+    streams.stdout.idle().min(streams.stderr.idle()).min(typed)
 }

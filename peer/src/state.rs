@@ -5,6 +5,8 @@
 //! | `node.key` | the node's identity; whoever has it is this node |
 //! | `hub.json` | which hub it belongs to, where that is, and the highest sequences seen, so that nothing rolls back |
 //! | `journal` | [`crate::journal`] |
+//! | `log/` | [`crate::log`]: everything that was ever run here |
+//! | `policy` | the last good policy of the hub, as it was signed |
 //! | `tasks/` | output of tasks that the hub has not collected |
 //! | `way.json` | by which way the running peer's packets go, for `cortex-peer status` |
 //! | `links.json` | [`crate::mesh::shown`] |

@@ -16,34 +16,41 @@ use std::{
 use bytes::Bytes;
 use cortex_runtime::{clock, keyfile::make_private_dir};
 use cortex_wire::{
-    id::{HubId, NodeId, TaskId},
+    id::{HubId, NodeId, SessionId, TaskId},
     key::{Domain, KeyError, PublicKey, SecretKey},
     limits,
     policy::Policy,
-    schema::{InventoryAnswer, InventoryVerdict, SandboxMode, SandboxPolicy, Signed, TaskInventory, TaskRequest},
+    schema::{
+        InventoryAnswer, InventoryVerdict, PolicyReport, SandboxPolicy, SecretValue, Signed, TaskInventory, TaskRequest, WorkspacesLeft,
+    },
     task::{Gate, Rejection, SequenceWindow},
+    text,
 };
+use prost::Message as _;
 use tokio::sync::{oneshot, watch};
 
 use crate::{
+    browser::{BrowserOptions, Browsers},
     journal::{Journal, JournalError, Remembered, Started},
+    log::{Ending, Log, LogError},
     mirror::Mirror,
     process::{self, Mark, Processes},
+    sandbox::Sandbox,
     shell::{
         Stop,
         command::{Place, inherited_environment},
+        kept::Shells,
     },
 };
 
+mod policy;
 mod record;
 mod run;
 mod stream;
 
+use policy::KeptPolicy;
 use record::Task;
 pub use stream::first_frame;
-
-/// How this node runs tasks, reported with each result.
-pub const SANDBOX_LEVEL: &str = "permissive";
 
 /// How many (task, fence) pairs are remembered after the hub has collected them.
 const COLLECTED: usize = 4096;
@@ -68,6 +75,10 @@ pub struct TasksOptions {
     pub environment: Vec<String>,
     /// How much output is kept.
     pub bounds: Bounds,
+    /// None: browser actions are refused.
+    pub browser: Option<BrowserOptions>,
+    /// Where tasks run that are to be confined.
+    pub sandbox: Sandbox,
     /// The highest sequence of a policy seen so far, from an earlier start.
     pub policy_sequence: u64,
 }
@@ -103,6 +114,9 @@ pub enum TasksError {
     /// See [`JournalError`].
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// See [`LogError`].
+    #[error(transparent)]
+    Log(#[from] LogError),
     /// Children cannot be waited for.
     #[error("cannot listen for ended processes: {0}")]
     Signals(io::Error),
@@ -136,9 +150,16 @@ struct Inner {
     node: SecretKey,
     ceiling: SandboxPolicy,
     place: Place,
+    shells: Shells,
+    /// The same as it is seen in a sandbox.
+    strict_place: Place,
+    sandbox: Sandbox,
     bounds: Bounds,
     journal: Journal,
+    log: Log,
+    kept_policy: KeptPolicy,
     processes: Processes,
+    browsers: Option<Browsers>,
     state: Mutex<State>,
     /// How many tasks run; changes with every task that begins or ends.
     running: watch::Sender<u32>,
@@ -152,6 +173,8 @@ struct State {
     task_key: Option<PublicKey>,
     policy: Option<Policy>,
     policy_sequence: u64,
+    /// Why the last policy that came was not put in force.
+    policy_problem: Option<String>,
     /// Admitted, and not in the journal yet.
     starting: BTreeMap<TaskId, Starting>,
     tasks: BTreeMap<TaskId, Arc<Task>>,
@@ -188,12 +211,22 @@ impl Collected {
     }
 }
 
+/// What comes beside a signed task.
+struct Beside {
+    /// Of the workspace, that its folder is to hold first.
+    revision: u64,
+    /// What its secret references stand for.
+    secrets: Vec<SecretValue>,
+}
+
 /// A task that passed every check and holds a slot.
 struct Admitted {
     id: TaskId,
     request: TaskRequest,
     policy_hash: Bytes,
     run_timeout: Option<Duration>,
+    /// What it may reach when it is confined.
+    hosts: Vec<String>,
 }
 
 impl Tasks {
@@ -209,31 +242,44 @@ impl Tasks {
         }
         let workspace_dir = fs::canonicalize(&options.workspace_dir)
             .map_err(|source| TasksError::Folder { path: options.workspace_dir.clone(), source })?;
+        let shells_dir = options.state_dir.join("shells");
+        let shells = Shells::open(shells_dir.clone()).map_err(|source| TasksError::Folder { path: shells_dir, source })?;
         let (journal, remembered) = Journal::open(&options.state_dir.join("journal"))?;
+        let log = Log::open(&options.state_dir.join("log"))?;
         let place = Place {
             workspace_dir,
             scratch_dir,
             shell: options.shell,
             environment: inherited_environment(&options.environment, std::env::vars_os()),
         };
+        let strict_place = Place { environment: options.sandbox.environment(&place.environment), ..place.clone() };
         let state = State {
             gate: None,
             task_key: None,
             policy: None,
             policy_sequence: options.policy_sequence,
+            policy_problem: None,
             starting: BTreeMap::new(),
             tasks: BTreeMap::new(),
             collected: Collected::default(),
             draining: false,
             hub_time: None,
         };
+        let processes = Processes::new().map_err(TasksError::Signals)?;
+        let browsers = options.browser.map(|browser| Browsers::new(browser, processes.clone()));
         let this = Self(Arc::new(Inner {
             node: options.node,
             ceiling: options.ceiling,
             place,
+            shells,
+            strict_place,
+            sandbox: options.sandbox,
             bounds: options.bounds,
             journal,
-            processes: Processes::new().map_err(TasksError::Signals)?,
+            log,
+            kept_policy: KeptPolicy::new(&options.state_dir),
+            processes,
+            browsers,
             state: Mutex::new(state),
             running: watch::Sender::new(0),
             mirror: OnceLock::new(),
@@ -247,7 +293,8 @@ impl Tasks {
         let _ = self.0.mirror.set(mirror);
     }
 
-    /// Whose tasks to take. The same hub and nonce again (after a reconnect) keep what was seen.
+    /// Whose tasks to take. The same hub and nonce again (after a reconnect) keep what was seen. The last good policy of an earlier start is in force until the hub
+    /// sends one.
     pub fn bind(&self, hub: HubId, boot_nonce: [u8; 32], task_key: PublicKey) {
         let mut state = self.0.state();
         state.task_key = Some(task_key);
@@ -256,6 +303,13 @@ impl Tasks {
             let node = NodeId::from(self.0.node.public());
             state.gate = Some(Gate { hub, node, boot_nonce, window: SequenceWindow::default() });
         }
+        if state.policy.is_none()
+            && let Some(policy) = self.0.kept_policy.read(&task_key)
+            && policy.sequence >= state.policy_sequence
+        {
+            state.policy_sequence = policy.sequence;
+            state.policy = Some(Policy::new(policy).within(&self.0.ceiling));
+        }
     }
 
     /// The hub's clock, as it just said: deadlines and times in results go by it, and on from there by this machine's monotonic clock.
@@ -263,11 +317,20 @@ impl Tasks {
         self.0.state().hub_time = Some((Instant::now(), now_ms));
     }
 
-    /// Puts a policy of the hub in force, under this node's ceiling, and returns its sequence, to be kept for the next start.
+    /// Puts a policy of the hub in force, under this node's ceiling, keeps it for the next start, and returns its sequence.
     ///
     /// # Errors
     /// [`PolicyError`]; the policy before stays in force.
     pub fn set_policy(&self, signed: &Signed) -> Result<u64, PolicyError> {
+        let taken = self.take_policy(signed);
+        self.0.state().policy_problem = taken.as_ref().err().map(ToString::to_string);
+        if taken.is_ok() {
+            self.0.kept_policy.keep(signed);
+        }
+        taken
+    }
+
+    fn take_policy(&self, signed: &Signed) -> Result<u64, PolicyError> {
         let mut state = self.0.state();
         let key = state.task_key.ok_or(PolicyError::Unbound)?;
         let policy: SandboxPolicy = key.open(Domain::Policy, signed)?;
@@ -278,6 +341,16 @@ impl Tasks {
         state.policy_sequence = got;
         state.policy = Some(Policy::new(policy).within(&self.0.ceiling));
         Ok(got)
+    }
+
+    /// Which policy is in force, for the hub; none: none yet.
+    pub fn policy_report(&self) -> Option<PolicyReport> {
+        let state = self.0.state();
+        let policy = state.policy.as_ref()?;
+        // Both lists together may be longer than a frame; then the hash has to do.
+        let effective = Some(policy.rules().clone()).filter(|rules| rules.encoded_len() <= limits::CONTROL_FRAME_BYTES - 4096);
+        let problem = text::clean(state.policy_problem.as_deref().unwrap_or_default(), limits::TEXT_BYTES);
+        Some(PolicyReport { hash: Bytes::copy_from_slice(&policy.hash()), effective, problem })
     }
 
     /// Every task the hub may ask about.
@@ -323,6 +396,13 @@ impl Tasks {
         slots(state.policy.as_ref().map_or(&self.0.ceiling, Policy::rules))
     }
 
+    /// How many more tasks may start now.
+    pub fn free_slots(&self) -> u32 {
+        let state = self.0.state();
+        let slots = slots(state.policy.as_ref().map_or(&self.0.ceiling, Policy::rules));
+        if state.draining { 0 } else { slots.saturating_sub(state.running()) }
+    }
+
     /// The sequence of the newest policy seen, to be kept for the next start.
     pub fn policy_sequence(&self) -> u64 {
         self.0.state().policy_sequence
@@ -348,6 +428,20 @@ impl Tasks {
         let _ = running.wait_for(|count| *count == 0).await;
     }
 
+    /// The browsers of this node, if it runs any.
+    pub fn browsers(&self) -> Option<&Browsers> {
+        self.0.browsers.as_ref()
+    }
+
+    /// The node has left these sessions: their browsers end.
+    pub fn leave(&self, left: &WorkspacesLeft) {
+        let sessions = left.session_ids.iter().filter_map(|id| SessionId::from_slice(id).ok());
+        sessions.for_each(|session| self.0.shells.forget(&session));
+        if let Some(browsers) = &self.0.browsers {
+            browsers.leave(left.session_ids.iter().filter_map(|id| SessionId::from_slice(id).ok()));
+        }
+    }
+
     /// Kills every process of every task at once, for a program that ends now. What it ends so is lost at the next start.
     pub fn end_now(&self) {
         for task in self.0.state().tasks.values() {
@@ -357,20 +451,23 @@ impl Tasks {
                 }
             }
         }
+        if let Some(browsers) = &self.0.browsers {
+            browsers.end_now();
+        }
     }
 
     /// Checks a task and begins it. A caller that is gone before the journal is asked stops it; after that it goes on whether or not anybody waits.
-    async fn begin(&self, signed: &Signed, revision: u64) -> Result<Arc<Task>, Rejection> {
+    async fn begin(&self, signed: &Signed, beside: Beside) -> Result<Arc<Task>, Rejection> {
         let admitted = self.0.admit(signed)?;
         let (tell, told) = oneshot::channel();
         let inner = self.0.clone();
         tokio::spawn(async move {
             let id = admitted.id;
-            let started = if tell.is_closed() { Err(Rejection::Draining) } else { inner.start(admitted, revision).await };
+            let started = if tell.is_closed() { Err(Rejection::Draining) } else { inner.start(admitted, beside).await };
             match started {
-                Ok((task, session, patience, running)) => {
+                Ok((task, session, patience, work)) => {
                     let _ = tell.send(Ok(task.clone()));
-                    inner.follow(&task, &session, patience, running).await;
+                    inner.follow(&task, &session, patience, work).await;
                 }
                 Err(rejection) => {
                     inner.change(|state| {
@@ -418,12 +515,8 @@ impl Inner {
             let id = TaskId::from_slice(&request.task_id).map_err(|_| Rejection::Malformed("task id"))?;
             let slots = slots(policy.rules());
             let policy_hash = Bytes::copy_from_slice(&policy.hash());
+            let hosts = policy.rules().network.clone();
             let run_timeout = [policy.rules().run_timeout_ms, request.limits.unwrap_or_default().run_timeout_ms];
-            if request.mode() == SandboxMode::Strict {
-                return Err(Rejection::SandboxUnavailable(
-                    "this version cannot; dispatch it with mode `permissive` if that is acceptable".into(),
-                ));
-            }
             let again = state.starting.contains_key(&id) || state.tasks.contains_key(&id);
             if again || state.collected.fences.get(&id).is_some_and(|fence| request.fence <= *fence) {
                 return Err(Rejection::Replayed);
@@ -437,7 +530,7 @@ impl Inner {
             }
             state.starting.insert(id, Starting { fence: request.fence, verdict: InventoryVerdict::Continue });
             let run_timeout = run_timeout.into_iter().filter(|ms| *ms > 0).min().map(Duration::from_millis);
-            Ok(Admitted { id, request, policy_hash, run_timeout })
+            Ok(Admitted { id, request, policy_hash, run_timeout, hosts })
         })
     }
 
@@ -495,6 +588,7 @@ impl Inner {
         let response = record::lost_response(id, started, &self.node.public(), self.now_ms(), totals);
         let result = self.node.seal(Domain::Result, &response);
         self.journal.finished(&id, result.clone());
+        self.log.end(response.finished_at_ms, Ending::new(&id, &response));
         Task::finished(id, started.fence, result, paths, self.bounds)
     }
 }

@@ -141,8 +141,14 @@ pub struct Session {
 pub struct Task {
     /// The id.
     pub id: String,
+    /// Behind which walls it runs.
+    pub sandbox_level: Option<String>,
     /// Where it runs.
     pub node_id: String,
+    /// How it came there, when it is one of the pool.
+    pub pool: Option<Pool>,
+    /// Grows with each lease.
+    pub fence: u64,
     /// Where it is in its life.
     pub state: String,
     /// How it ended; or
@@ -169,6 +175,26 @@ pub struct Task {
     pub usage: Option<Value>,
 }
 
+/// How a task of the pool came to its node.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Pool {
+    /// Why nobody could take it at first.
+    pub waits: Option<String>,
+    /// Who was asked, in order.
+    pub ranking: Vec<String>,
+    /// Who claimed, in order.
+    pub claims: Vec<Claim>,
+}
+
+/// A node's claim.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Claim {
+    /// Who.
+    pub node_id: String,
+    /// It was not granted.
+    pub refused: bool,
+}
+
 impl Task {
     /// Whether it has ended, one way or another.
     pub fn is_final(&self) -> bool {
@@ -182,6 +208,12 @@ pub struct Shell {
     /// Where; none: the session's only node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Which machines fit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Any of them will do.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub pool: bool,
     /// Program and arguments, or
     pub argv: Vec<String>,
     /// a script.
@@ -205,6 +237,9 @@ pub struct Shell {
     /// Without output.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_timeout_ms: Option<u64>,
+    /// Until somebody has approved it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub approval_timeout_ms: Option<u64>,
     /// Until it has started.
     pub queue_timeout_ms: u64,
 }
@@ -218,6 +253,18 @@ impl Shell {
     /// A script for the node's shell.
     pub fn script(text: impl Into<String>) -> Self {
         Self { script: Some(text.into()), ..Self::default() }
+    }
+
+    /// On any node that fits.
+    #[must_use]
+    pub fn pooled(self) -> Self {
+        Self { pool: true, ..self }
+    }
+
+    /// On a node that fits this.
+    #[must_use]
+    pub fn selecting(self, selector: &str) -> Self {
+        Self { selector: Some(selector.to_owned()), ..self }
     }
 
     /// On this node.
@@ -277,6 +324,12 @@ impl Client {
     #[must_use]
     pub fn with_token(&self, token: impl Into<String>) -> Self {
         Self { token: Some(token.into()), ..self.clone() }
+    }
+
+    /// The same account, logged in with its cookie instead of a token: some things only people do.
+    #[must_use]
+    pub fn person(&self) -> Self {
+        Self { token: None, ..self.clone() }
     }
 
     /// The address of the hub.

@@ -9,8 +9,9 @@ use bytes::{Bytes, BytesMut};
 use cortex_runtime::packet;
 use cortex_wire::{
     direct::{self, Heard, HubEnd, NodeEnd, Secret},
+    evidence::{self, Evidence, SignedText},
     frame,
-    id::{HubId, NodeId, SessionId},
+    id::{HubId, NodeId, SessionId, TaskId},
     invite::{self, RelayEndpoint},
     key::{self, Domain, SecretKey, check_statement},
     limits,
@@ -25,34 +26,41 @@ use cortex_wire::{
         tree::Tree,
     },
     policy::{self, Policy},
+    pool::{Claimant, Command, Pool},
     route,
     schema::{
         ChunkOpen, ChunksStored, DirectOffer, DirectSearch, Enrolment, FromRelay, FromTask, FromWorkspace, HubFrame, HubHello, InviteProof,
-        KeyPurpose, LinkAnswer, LinkHello, NodeFrame, PackedBatch, RegistrationRequest, RelayAddress, SandboxPolicy, SidList, Signed,
-        StreamOpen, SyncConfiguration, TaskRequest, TaskResponse, ToRelay, ToTask, ToWorkspace,
+        KeyPurpose, LinkAnswer, LinkHello, NodeFrame, PackedBatch, PoolClaims, PoolUpdate, RegistrationRequest, RelayAddress,
+        SandboxPolicy, SecretReference, SecretValue, ShellTask, SidList, Signed, StreamOpen, SyncConfiguration, TaskRequest, TaskResponse,
+        ToRelay, ToTask, ToWorkspace, task_request,
     },
+    secret,
+    selector::{Facts, Selector},
     task::{self, Gate, SequenceWindow},
     text, ticket,
 };
+use data_encoding::BASE64;
 use prost::Message;
 
 /// A decoder by name.
 pub type Decoder = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const ALL: [Decoder; 12] = [
+pub const ALL: [Decoder; 14] = [
     ("frames", frames),
     ("invites", invites),
     ("tickets", tickets),
     ("statements", statements),
     ("tasks", tasks),
     ("policies", policies),
+    ("evidence", evidence),
     ("packets", packets),
     ("batches", batches),
     ("probes", probes),
     ("texts", texts),
     ("workspaces", workspaces),
     ("chunks", chunks),
+    ("pools", pools),
 ];
 
 /// Runs the decoder of this name.
@@ -129,19 +137,44 @@ fn tasks(bytes: &[u8]) {
     let _ = gate.check(&signed(bytes, Domain::Task), &key().public(), &policy, 1_000);
     if let Ok(request) = TaskRequest::decode(bytes) {
         let _ = task::check_shape(&request);
-        let _ = policy.permits(&request);
+        let _ = policy.judge(&request);
+    }
+    if let Ok(open) = StreamOpen::decode(bytes) {
+        let named = |value: &SecretValue| SecretReference { environment_name: value.environment_name.clone(), hash: value.salt.clone() };
+        let references: Vec<SecretReference> = open.secrets.iter().map(named).collect();
+        assert!(secret::open(&references, &open.secrets).is_ok_and(|found| found.is_empty()) || !references.is_empty());
     }
     let _ = key::decode_strict::<TaskResponse>(&Bytes::copy_from_slice(bytes));
 }
 
 fn policies(bytes: &[u8]) {
     let script = String::from_utf8_lossy(bytes);
-    let _ = policy::commands_of(&script);
+    let _ = policy::words_of(&script);
     if let Ok(rules) = SandboxPolicy::decode(bytes) {
         let argv: Vec<String> = script.split(' ').map(str::to_owned).collect();
         let _ = rules.deny.iter().any(|rule| policy::matches(rule, &argv));
-        let _ = Policy::new(rules.clone()).within(&rules);
+        let shell = ShellTask { script: script.into_owned(), ..ShellTask::default() };
+        let request = TaskRequest { kind: Some(task_request::Kind::Shell(shell)), ..TaskRequest::default() };
+        let _ = Policy::new(rules.clone()).within(&rules).judge(&request);
     }
+}
+
+/// A file of evidence, and the bytes as what a node has signed in one.
+fn evidence(bytes: &[u8]) {
+    if let Ok(evidence) = serde_json::from_slice::<Evidence>(bytes) {
+        let _ = evidence.check();
+    }
+    let signed = signed(bytes, Domain::Result);
+    let evidence = Evidence {
+        format: evidence::FORMAT.into(),
+        node_id: NodeId::from(key().public()).to_string(),
+        session_id: SessionId::new(1, [0; 10]).to_string(),
+        task_id: TaskId::new(1, [0; 10]).to_string(),
+        command: evidence::Command::default(),
+        result: SignedText { body: BASE64.encode(&signed.body), signature: BASE64.encode(&signed.signature) },
+        policy: None,
+    };
+    let _ = evidence.check();
 }
 
 fn workspaces(bytes: &[u8]) {
@@ -219,6 +252,32 @@ fn probes(bytes: &[u8]) {
     let named = DirectSearch::decode(bytes).unwrap_or_default().addresses;
     let named = named.iter().filter_map(|named| named.address.parse().ok());
     assert!(direct::worth_probing(named, &[], true).len() <= limits::DIRECT_ADDRESSES);
+}
+
+/// Offers and claims of the pool, and selectors: what is taken is bounded, and nobody gets a task that was not offered to them.
+fn pools(bytes: &[u8]) {
+    read_all::<PoolUpdate>(bytes, limits::CONTROL_FRAME_BYTES);
+    let mut claimant = Claimant::default();
+    if let Ok(update) = PoolUpdate::decode(bytes) {
+        claimant.hear(&update, 1_000);
+        let due_ms = claimant.due_ms(1).unwrap_or(0);
+        assert!(claimant.claims(2, due_ms).len() <= 2);
+        assert!(claimant.claims(u32::MAX, i64::MAX).len() <= limits::POOL_BATCH);
+    }
+    if let Ok(claims) = PoolClaims::decode(bytes) {
+        let mut pool = Pool::default();
+        for claim in claims.claims.iter().filter_map(|claim| Some((TaskId::from_slice(&claim.task_id).ok()?, claim.fence))) {
+            pool.claim(key().public().into(), claim.0, claim.1);
+        }
+        assert!(pool.commands().iter().all(|command| matches!(command, Command::Tell(_, _, None))));
+    }
+    let text = String::from_utf8_lossy(bytes);
+    if let Ok(selector) = text.parse::<Selector>() {
+        let mut facts = Facts::default();
+        facts.add("os", text.as_ref());
+        assert_eq!(selector.misses(&facts).is_none(), selector.matches(&facts));
+        assert_eq!(selector.to_string().parse::<Selector>(), Ok(selector));
+    }
 }
 
 fn texts(bytes: &[u8]) {

@@ -42,6 +42,7 @@ pub mod program;
 pub mod relay;
 pub mod rogue;
 pub mod switch;
+pub mod terminal;
 pub mod wait;
 
 pub use anyhow::{Context, Result, bail, ensure};

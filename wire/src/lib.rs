@@ -10,7 +10,10 @@
 //! | [`key`] | Ed25519 keys, signed bytes under a domain, key statements |
 //! | [`invite`], [`ticket`] | permissions: to enrol one node, to use one relay |
 //! | [`task`] | a task's states and the checks before it may start |
+//! | [`browser`] | what may be asked of a node's browser |
 //! | [`policy`] | what a node allows |
+//! | [`selector`], [`pool`] | which node runs a task: the machines that fit, and the one that gets it |
+//! | [`evidence`] | a node's signed word about a task, to be checked by anybody |
 //! | [`mirror`] | workspaces: entries, trees, changes, chunks |
 //! | [`route`] | connection ids as addresses |
 //! | [`direct`] | probes of a direct way between a node and its hub |
@@ -18,10 +21,13 @@
 //! | [`frame`] | messages on a stream |
 //! | [`limits`] | every bound, with its reason |
 //! | [`mirror`] | one workspace, the same everywhere: tree, changes, what is accepted, what to do next |
+//! | [`secret`] | secrets that tasks name |
 //! | [`text`] | strings that strangers supply |
 
+pub mod browser;
 pub mod close;
 pub mod direct;
+pub mod evidence;
 pub mod frame;
 pub mod id;
 pub mod invite;
@@ -29,7 +35,10 @@ pub mod key;
 pub mod limits;
 pub mod mirror;
 pub mod policy;
+pub mod pool;
 pub mod route;
+pub mod secret;
+pub mod selector;
 pub mod task;
 pub mod text;
 pub mod ticket;

@@ -34,6 +34,8 @@ pub const CAPABILITY_ENTRIES: usize = 64;
 pub const INVENTORY_ENTRIES: usize = 512;
 /// Rules in one policy list.
 pub const POLICY_RULES: usize = 256;
+/// A policy, encoded. It travels in a control frame, beside an inventory.
+pub const POLICY_BYTES: usize = 24 * 1024;
 /// Longest text form of an invite.
 pub const INVITE_TEXT_BYTES: usize = 4096;
 /// Life of a ticket. Short, because a relay that lost its hub goes on admitting on the strength of it.
@@ -109,3 +111,43 @@ pub const DIRECT_ROUNDS_MS: [u64; 8] = [0, 50, 150, 300, 600, 1_200, 2_200, 3_50
 pub const DIRECT_SEARCH_MS: u64 = 4_000;
 /// Addresses of one node from which a hub takes packets at a time.
 pub const DIRECT_SOURCES: usize = 4;
+/// Entries in one list of a frame of the pool: such a frame has at most 20 KiB.
+pub const POOL_BATCH: usize = 512;
+/// Nodes that one task is offered to at a time. What they do not claim is offered to others.
+pub const POOL_OFFERED: usize = 8;
+/// Offers that a node keeps. What goes beyond is not looked at; others claim it.
+pub const POOL_HELD: usize = 4_096;
+/// Tasks that may wait in a hub's pool. Beyond it dispatches are refused.
+pub const POOL_WAITING: usize = 65_536;
+/// Columns or rows of a terminal.
+pub const TERMINAL_CELLS: u32 = 1_000;
+/// A shell session's name.
+pub const SHELL_NAME_BYTES: usize = 64;
+/// What a shell session keeps: its environment, and its folder.
+pub const SHELL_STATE_BYTES: usize = ENVIRONMENT_BYTES;
+/// Secrets of one task.
+pub const TASK_SECRETS: usize = 16;
+/// A secret's value. Shorter ones cannot be told from ordinary output, and would make holes in it.
+pub const SECRET_LEAST_BYTES: usize = 8;
+/// A secret's value. A private key fits several times over.
+pub const SECRET_BYTES: usize = 16 * 1024;
+/// One browser action as a document: a batch, or a script with its data.
+pub const BROWSER_ORDER_BYTES: usize = 256 * 1024;
+/// Actions in one batch.
+pub const BROWSER_BATCH: usize = 200;
+/// An action that says nothing about its time.
+pub const BROWSER_ACTION_MS: u64 = 30_000;
+/// The longest time that an action may ask for.
+pub const BROWSER_LONGEST_MS: u64 = 30 * 60 * 1000;
+/// A page as text, unless more is asked for: what an AI reads at once.
+pub const BROWSER_SNAPSHOT_BYTES: usize = 8_000;
+/// A page as text, whatever is asked for.
+pub const BROWSER_LARGEST_SNAPSHOT_BYTES: usize = 256 * 1024;
+/// One thing that happened in a browser, as a document.
+pub const BROWSER_EVENT_BYTES: usize = 16 * 1024;
+/// Of them in one frame, all together: less than a control frame.
+pub const BROWSER_EVENTS_BYTES: usize = 48 * 1024;
+/// What happened in browsers and has not reached the hub yet. Beyond it the oldest are dropped, and counted.
+pub const BROWSER_EVENTS_WAITING: usize = 2_000;
+/// What a hub keeps of one session's browsers. Beyond it the oldest are dropped.
+pub const BROWSER_EVENTS_KEPT: u64 = 10_000;

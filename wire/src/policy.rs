@@ -1,16 +1,23 @@
 //! What a node allows.
 //!
 //! The hub sends a [`SandboxPolicy`], the node's own file is the ceiling, and [`Policy::within`] is the stricter of both.
-//! Rules are prefixes of parsed commands. They decide when to refuse; they are guard rails against accidents, not a
-//! boundary: a program that may run can run others. What *can* happen is decided by the sandbox.
+//! Rules are prefixes of parsed commands with three outcomes: a deny rule refuses, an ask rule wants a person's yes, everything else may run unless there is an
+//! allow list that does not name it. The strictest rule that fits wins; a rule that *may* fit (`rm $x`) asks, and so does a script that cannot be taken
+//! apart ([`script`]). They are guard rails against accidents, not a boundary: a program that may run can run others. What *can* happen is decided by the sandbox.
 
 use bytes::Bytes;
 use prost::Message;
 
 use crate::{
-    limits,
+    browser, limits,
     schema::{CommandRule, SandboxMode, SandboxPolicy, TaskRequest, task_request::Kind},
+    text,
 };
+use script::{Command, Found, Script, Sort, Word};
+
+pub mod approval;
+pub mod danger;
+pub mod script;
 
 /// Why the policy refuses a command.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,9 +33,6 @@ pub enum Refusal {
     /// There is an allow list, and a command is not on it.
     #[error("`{0}` is not on this node's allow list")]
     NotAllowed(String),
-    /// There is an allow list, and the script cannot be taken apart with certainty.
-    #[error("this node allows listed commands only, and this script cannot be taken apart with certainty; send it as argv")]
-    Unparsable,
     /// A weaker sandbox is asked for than the policy demands.
     #[error("this node runs tasks in STRICT mode only")]
     TooWeak,
@@ -40,10 +44,96 @@ impl Refusal {
         match self {
             Self::Denied { .. } => "policy_denied",
             Self::NotAllowed(_) => "policy_not_allowed",
-            Self::Unparsable => "policy_unparsable",
             Self::TooWeak => "policy_sandbox",
         }
     }
+}
+
+/// Why a person is asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Question {
+    /// An ask rule matches.
+    #[error("this node's policy asks before `{rule}`{reason}")]
+    Rule {
+        /// The rule's words.
+        rule: String,
+        /// ": " and the rule's reason, or nothing.
+        reason: String,
+    },
+    /// A program asks for a command of the list in [`danger`].
+    #[error("`{command}` {danger}, and a program asks for it")]
+    Dangerous {
+        /// The command.
+        command: String,
+        /// What is dangerous about it.
+        danger: &'static str,
+    },
+    /// A rule may match, or there is more to the script than can be seen.
+    #[error("what this runs cannot be said before it runs{at}; plain commands, or argv, are not asked about")]
+    Unparsable {
+        /// " (at `…`)", or nothing.
+        at: String,
+    },
+}
+
+impl Question {
+    /// Stable code for APIs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Rule { .. } => "policy_ask",
+            Self::Dangerous { .. } => "dangerous_command",
+            Self::Unparsable { .. } => "policy_unparsable",
+        }
+    }
+
+    fn unparsable(command: Option<&Command>) -> Self {
+        Self::Unparsable { at: command.map(|command| format!(" (at `{}`)", command.shown())).unwrap_or_default() }
+    }
+}
+
+/// What the policy says to a task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It may run.
+    Allow,
+    /// It may run when a person says so.
+    Ask(Question),
+    /// It may not.
+    Deny(Refusal),
+}
+
+impl Outcome {
+    /// Stable code for APIs; none: allowed.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Allow => None,
+            Self::Ask(question) => Some(question.code()),
+            Self::Deny(refusal) => Some(refusal.code()),
+        }
+    }
+}
+
+/// Whether a rule fits a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fit {
+    /// It does not.
+    No,
+    /// Only the shell will know.
+    Maybe,
+    /// It does.
+    Yes,
+}
+
+/// A rule whose own examples do not hold.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the rule `{rule}` {fault} its example `{example}`; correct the rule or the example")]
+pub struct ExampleError {
+    /// The rule's words.
+    pub rule: String,
+    /// "does not match" or "matches".
+    pub fault: &'static str,
+    /// The example.
+    pub example: String,
 }
 
 /// A policy in force, with the hash that tasks are bound to.
@@ -60,11 +150,13 @@ impl Policy {
         Self { rules: policy, hub_hash }
     }
 
-    /// The same policy under a node's own ceiling: both deny lists count, both allow lists must agree, and the stricter mode,
-    /// the fewer slots and the shorter time hold. The hash stays the hub's: it names what the hub knew.
+    /// The same policy under a node's own ceiling: both deny lists count and both ask lists, both allow lists must agree, and the stricter mode,
+    /// the hosts that both grant, the fewer slots and the shorter time hold. The hash stays the hub's: it names what the hub knew.
     #[must_use]
     pub fn within(mut self, ceiling: &SandboxPolicy) -> Self {
         self.rules.deny.extend(ceiling.deny.iter().cloned());
+        self.rules.ask.extend(ceiling.ask.iter().cloned());
+        self.rules.ask_dangerous |= ceiling.ask_dangerous;
         if ceiling.mode() == SandboxMode::Strict {
             self.rules.set_mode(SandboxMode::Strict);
         }
@@ -72,6 +164,7 @@ impl Policy {
             self.rules.allow =
                 if self.rules.allow.is_empty() { ceiling.allow.clone() } else { intersect(&self.rules.allow, &ceiling.allow) };
         }
+        self.rules.network.retain(|host| ceiling.network.iter().any(|limit| covers(limit, host)));
         self.rules.task_slots = lower(self.rules.task_slots.into(), ceiling.task_slots.into()).try_into().unwrap_or(u32::MAX);
         self.rules.run_timeout_ms = lower(self.rules.run_timeout_ms, ceiling.run_timeout_ms);
         self
@@ -87,37 +180,114 @@ impl Policy {
         &self.rules
     }
 
-    /// Whether a task may run.
-    ///
-    /// # Errors
-    /// [`Refusal`].
-    pub fn permits(&self, request: &TaskRequest) -> Result<(), Refusal> {
-        if self.rules.mode() == SandboxMode::Strict && request.mode() != SandboxMode::Strict {
-            return Err(Refusal::TooWeak);
-        }
-        let Some(Kind::Shell(shell)) = &request.kind else { return Ok(()) };
-        if shell.script.is_empty() {
-            return self.permits_all(std::slice::from_ref(&shell.argv));
-        }
-        let (commands, certain) = commands_of(&shell.script);
-        if !self.rules.allow.is_empty() && !certain {
-            return Err(Refusal::Unparsable);
-        }
-        self.permits_all(&commands)
+    /// What it says to a task.
+    pub fn judge(&self, request: &TaskRequest) -> Outcome {
+        self.judge_beyond(request, &[])
     }
 
-    fn permits_all(&self, commands: &[Vec<String>]) -> Result<(), Refusal> {
-        for argv in commands {
-            if let Some(rule) = self.rules.deny.iter().find(|rule| matches(rule, argv)) {
-                let reason = if rule.reason.is_empty() { String::new() } else { format!(": {}", rule.reason) };
-                return Err(Refusal::Denied { rule: rule.prefix.join(" "), reason });
-            }
-            if !self.rules.allow.is_empty() && !self.rules.allow.iter().any(|rule| matches(rule, argv)) {
-                return Err(Refusal::NotAllowed(crate::text::clean(&argv.join(" "), limits::NAME_BYTES)));
+    /// The same, where commands that begin with these words are not asked about. Empty: all are.
+    pub fn judge_beyond(&self, request: &TaskRequest, approved: &[String]) -> Outcome {
+        if self.rules.mode() == SandboxMode::Strict && request.mode() != SandboxMode::Strict {
+            return Outcome::Deny(Refusal::TooWeak);
+        }
+        let shell = match &request.kind {
+            Some(Kind::Shell(shell)) => shell,
+            Some(Kind::Browser(task)) => return self.judge_browser(&task.order, approved),
+            None => return Outcome::Allow,
+        };
+        let watch = self.rules.ask_dangerous && is_by_program(request);
+        let rules = !(self.rules.allow.is_empty() && self.rules.ask.is_empty() && self.rules.deny.is_empty());
+        if !watch && !rules {
+            return Outcome::Allow;
+        }
+        let script = Script::of(shell);
+        let mut asks = None;
+        for command in &script.commands {
+            match self.judge_command(command, watch, approved) {
+                Outcome::Deny(refusal) => return Outcome::Deny(refusal),
+                Outcome::Ask(question) => asks = asks.or(Some(question)),
+                Outcome::Allow => {}
             }
         }
-        Ok(())
+        let certain = script.readable && (script.plain || self.rules.allow.is_empty());
+        let asks = asks.or_else(|| (!certain).then(|| Question::unparsable(None)));
+        asks.map_or(Outcome::Allow, Outcome::Ask)
     }
+
+    /// As commands: `browser evaluate` can be on each list, or `browser` altogether. What a batch does counts, step by step.
+    fn judge_browser(&self, order: &[u8], approved: &[String]) -> Outcome {
+        let Ok(order) = browser::Order::parse(order) else { return Outcome::Ask(Question::unparsable(None)) };
+        let steps = if let browser::Action::Batch { steps, .. } = &order.action { steps.as_slice() } else { &[] };
+        let mut asks = None;
+        for action in std::iter::once(&order.action).chain(steps) {
+            let command = Command::new(vec![Word::plain("browser"), Word::plain(action.name())], Found::Written);
+            match self.judge_command(&command, false, approved) {
+                Outcome::Deny(refusal) => return Outcome::Deny(refusal),
+                Outcome::Ask(question) => asks = asks.or(Some(question)),
+                Outcome::Allow => {}
+            }
+        }
+        asks.map_or(Outcome::Allow, Outcome::Ask)
+    }
+
+    fn judge_command(&self, command: &Command, watch: bool, approved: &[String]) -> Outcome {
+        let words = &command.words;
+        let denied = strictest(&self.rules.deny, words);
+        if let Some((Fit::Yes, rule)) = denied {
+            let (rule, reason) = shown(rule);
+            return Outcome::Deny(Refusal::Denied { rule, reason });
+        }
+        if !self.rules.allow.is_empty() && command.found != Found::Perhaps {
+            match strictest(&self.rules.allow, words) {
+                Some((Fit::Yes, _)) => {}
+                Some(_) => return Outcome::Ask(Question::unparsable(Some(command))),
+                None => return Outcome::Deny(Refusal::NotAllowed(command.shown())),
+            }
+        }
+        if fit(approved, words) == Fit::Yes {
+            return Outcome::Allow;
+        }
+        match strictest(&self.rules.ask, words) {
+            Some((Fit::Yes, rule)) => {
+                let (rule, reason) = shown(rule);
+                return Outcome::Ask(Question::Rule { rule, reason });
+            }
+            Some(_) => return Outcome::Ask(Question::unparsable(Some(command))),
+            None if denied.is_some() => return Outcome::Ask(Question::unparsable(Some(command))),
+            None => {}
+        }
+        if !watch {
+            return Outcome::Allow;
+        }
+        match danger::of(command) {
+            Some(danger) => Outcome::Ask(Question::Dangerous { command: command.shown(), danger }),
+            // A program that only the shell will know may be any of the list.
+            None if words[0].known().is_none() => Outcome::Ask(Question::unparsable(Some(command))),
+            None => Outcome::Allow,
+        }
+    }
+}
+
+/// Whether a program asked for a task, such as an AI: it came with a token, or through MCP.
+pub fn is_by_program(request: &TaskRequest) -> bool {
+    request.origin.as_ref().is_some_and(|origin| origin.via == "mcp" || !origin.token_id.is_empty())
+}
+
+/// The first rule of those that fit best.
+fn strictest<'a>(rules: &'a [CommandRule], words: &[Word]) -> Option<(Fit, &'a CommandRule)> {
+    let mut found: Option<(Fit, &CommandRule)> = None;
+    for rule in rules {
+        let fit = fit(&rule.prefix, words);
+        if fit > found.map_or(Fit::No, |(fit, _)| fit) {
+            found = Some((fit, rule));
+        }
+    }
+    found
+}
+
+fn shown(rule: &CommandRule) -> (String, String) {
+    let reason = if rule.reason.is_empty() { String::new() } else { format!(": {}", text::clean(&rule.reason, limits::NAME_BYTES)) };
+    (text::clean(&rule.prefix.join(" "), limits::NAME_BYTES), reason)
 }
 
 /// The hash that names an encoded policy.
@@ -128,6 +298,44 @@ pub fn hash(encoded: &[u8]) -> [u8; 32] {
 /// The encoded form, as it is signed.
 pub fn encode(policy: &SandboxPolicy) -> Bytes {
     policy.encode_to_vec().into()
+}
+
+/// Whether a grant of `limit` holds for everything that `host` grants. Both are `name`, `name:port`, `*.name` or `*`; without a port: all.
+pub fn covers(limit: &str, host: &str) -> bool {
+    let (limit_name, limit_port) = split_port(limit);
+    let (name, port) = split_port(host);
+    let names = match limit_name.strip_prefix('*') {
+        Some("") => true,
+        Some(rest) => name.len() > rest.len() && name.to_ascii_lowercase().ends_with(&rest.to_ascii_lowercase()),
+        None => limit_name.eq_ignore_ascii_case(name),
+    };
+    names && (limit_port.is_none() || limit_port == port)
+}
+
+/// A grant's name and port. An address of version 6 with a port is in brackets.
+pub fn split_port(host: &str) -> (&str, Option<u16>) {
+    let split = host.rsplit_once(':').filter(|(name, _)| !name.contains(':') || name.ends_with(']'));
+    let (name, port) = match split.and_then(|(name, port)| Some((name, port.parse::<u16>().ok()?))) {
+        Some((name, port)) => (name, Some(port)),
+        None => (host, None),
+    };
+    (name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name), port)
+}
+
+/// Whether a text can be a grant: letters, digits, dots, hyphens, colons; a star at most in front.
+pub fn is_grant(host: &str) -> bool {
+    let (name, port) = split_port(host);
+    let rest = match name.strip_prefix('*') {
+        Some("") => return port != Some(0),
+        Some(rest) => rest.strip_prefix('.').unwrap_or_default(),
+        None => name,
+    };
+    let is_sound = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | ':' | '_');
+    !rest.is_empty()
+        && rest.len() <= 253
+        && port != Some(0)
+        && rest.chars().all(is_sound)
+        && (!rest.contains(':') || rest.parse::<std::net::Ipv6Addr>().is_ok())
 }
 
 fn lower(a: u64, b: u64) -> u64 {
@@ -144,7 +352,7 @@ fn intersect(a: &[CommandRule], b: &[CommandRule]) -> Vec<CommandRule> {
     for x in a {
         for y in b {
             let (short, long) = if x.prefix.len() <= y.prefix.len() { (x, y) } else { (y, x) };
-            if matches(short, &long.prefix) {
+            if matches(short, &long.prefix) && !out.contains(long) {
                 out.push(long.clone());
             }
         }
@@ -159,191 +367,61 @@ fn intersect(a: &[CommandRule], b: &[CommandRule]) -> Vec<CommandRule> {
 pub fn matches(rule: &CommandRule, argv: &[String]) -> bool {
     let [first, rest @ ..] = rule.prefix.as_slice() else { return false };
     let Some((program, arguments)) = argv.split_first() else { return false };
-    let same_program = program == first || (!first.contains('/') && program.rsplit('/').next() == Some(first));
-    same_program && arguments.len() >= rest.len() && arguments.iter().zip(rest).all(|(a, b)| a == b)
+    is_program(first, program) && arguments.len() >= rest.len() && arguments.iter().zip(rest).all(|(a, b)| a == b)
 }
 
-/// The simple commands of a shell script, as far as they can be seen without running it, and whether that is certain: no
-/// expansion, substitution, redirection, assignment or keyword was met.
-pub fn commands_of(script: &str) -> (Vec<Vec<String>>, bool) {
-    let mut parser = Splitter::default();
-    let mut chars = script.chars().peekable();
-    while let Some(c) = chars.next() {
-        match (parser.quote, c) {
-            (Some('\''), '\'') | (Some('"'), '"') => parser.quote = None,
-            (Some('\''), _) => parser.push(c),
-            (_, '\\') => match chars.next() {
-                Some('\n') | None => {}
-                Some(next) => parser.push(next),
+fn is_program(rule: &str, program: &str) -> bool {
+    program == rule || (!rule.contains('/') && program.rsplit('/').next() == Some(rule))
+}
+
+/// The same for words of which only the shell may know what they will be.
+pub fn fit(prefix: &[String], words: &[Word]) -> Fit {
+    let [first, rest @ ..] = prefix else { return Fit::No };
+    let Some((program, arguments)) = words.split_first() else { return Fit::No };
+    let mut fit = match program.sort {
+        Sort::Several => return Fit::Maybe,
+        Sort::Unknown | Sort::Pattern => Fit::Maybe,
+        Sort::Plain if is_program(first, &program.text) => Fit::Yes,
+        Sort::Plain => return Fit::No,
+    };
+    let mut arguments = arguments.iter();
+    for wanted in rest {
+        match arguments.next() {
+            None => return Fit::No,
+            Some(word) => match word.sort {
+                Sort::Several => return Fit::Maybe,
+                Sort::Unknown | Sort::Pattern => fit = Fit::Maybe,
+                Sort::Plain if word.text == *wanted => {}
+                Sort::Plain => return Fit::No,
             },
-            (_, '$') if chars.peek() == Some(&'(') => parser.uncertain_break(),
-            (_, '`') => parser.uncertain_break(),
-            (_, '$') => {
-                parser.certain = false;
-                parser.push(c);
-            }
-            (Some(_), _) => parser.push(c),
-            (None, '\'' | '"') => {
-                parser.quote = Some(c);
-                parser.in_word = true;
-            }
-            (None, ' ' | '\t') => parser.end_word(),
-            (None, ';' | '\n' | '|' | '&') => parser.end_command(),
-            (None, '(' | ')' | '{' | '}' | '<' | '>') => parser.uncertain_break(),
-            (None, '#') if !parser.in_word => while chars.next_if(|c| *c != '\n').is_some() {},
-            (None, '*' | '?' | '[' | '~' | '=' | '!') => {
-                parser.certain = false;
-                parser.push(c);
-            }
-            (None, _) => parser.push(c),
         }
     }
-    parser.certain &= parser.quote.is_none();
-    parser.end_command();
-    (parser.commands, parser.certain)
+    fit
 }
 
-#[derive(Debug)]
-struct Splitter {
-    commands: Vec<Vec<String>>,
-    words: Vec<String>,
-    word: String,
-    in_word: bool,
-    quote: Option<char>,
-    certain: bool,
-}
-
-impl Default for Splitter {
-    fn default() -> Self {
-        Self { commands: vec![], words: vec![], word: String::new(), in_word: false, quote: None, certain: true }
+/// Whether a rule does to its own examples what their author thinks: it fits a command of each of `matching`, and certainly none of any of `not_matching`.
+///
+/// # Errors
+/// The first [`ExampleError`].
+pub fn check_examples(prefix: &[String], matching: &[String], not_matching: &[String]) -> Result<(), ExampleError> {
+    let best = |example: &String| Script::read(example).commands.iter().map(|command| fit(prefix, &command.words)).max().unwrap_or(Fit::No);
+    let error = |example: &String, fault| ExampleError { rule: prefix.join(" "), fault, example: text::clean(example, limits::NAME_BYTES) };
+    match (matching.iter().find(|example| best(example) != Fit::Yes), not_matching.iter().find(|example| best(example) != Fit::No)) {
+        (Some(example), _) => Err(error(example, "does not match")),
+        (None, Some(example)) => Err(error(example, "matches, or may match,")),
+        (None, None) => Ok(()),
     }
 }
 
-impl Splitter {
-    const KEYWORDS: [&'static str; 14] =
-        ["if", "then", "else", "elif", "fi", "for", "while", "until", "do", "done", "case", "esac", "function", "exec"];
-
-    fn push(&mut self, c: char) {
-        self.word.push(c);
-        self.in_word = true;
-    }
-
-    fn end_word(&mut self) {
-        if !std::mem::take(&mut self.in_word) {
-            return;
-        }
-        let word = std::mem::take(&mut self.word);
-        if self.words.is_empty() && Self::KEYWORDS.contains(&word.as_str()) {
-            self.certain = false;
-        } else if self.words.is_empty() && word.contains('=') {
-            self.certain = false; // an assignment in front of the command
-        } else {
-            self.words.push(word);
-        }
-    }
-
-    fn end_command(&mut self) {
-        self.end_word();
-        if !self.words.is_empty() {
-            self.commands.push(std::mem::take(&mut self.words));
-        }
-    }
-
-    fn uncertain_break(&mut self) {
-        self.certain = false;
-        self.end_command();
+/// The words of a text that is one plain command.
+pub fn words_of(text: &str) -> Option<Vec<String>> {
+    let script = Script::read(text);
+    let written: Vec<&Command> = script.commands.iter().filter(|command| command.found == Found::Written).collect();
+    match written.as_slice() {
+        [command] if script.plain => Some(command.words.iter().map(|word| word.text.clone()).collect()),
+        _ => None,
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::schema::ShellTask;
-    use proptest::prelude::*;
-
-    fn rule(words: &str) -> CommandRule {
-        CommandRule { prefix: words.split(' ').map(str::to_owned).collect(), reason: String::new() }
-    }
-
-    fn script(text: &str) -> TaskRequest {
-        let shell = ShellTask { script: text.into(), ..ShellTask::default() };
-        TaskRequest { mode: SandboxMode::Permissive.into(), kind: Some(Kind::Shell(shell)), ..TaskRequest::default() }
-    }
-
-    fn policy(allow: &[&str], deny: &[&str]) -> Policy {
-        Policy::new(SandboxPolicy {
-            mode: SandboxMode::Permissive.into(),
-            allow: allow.iter().map(|r| rule(r)).collect(),
-            deny: deny.iter().map(|r| rule(r)).collect(),
-            ..SandboxPolicy::default()
-        })
-    }
-
-    #[test]
-    fn a_rule_is_a_prefix_of_words() {
-        let argv = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        assert!(matches(&rule("git push"), &argv("/usr/bin/git push origin")));
-        assert!(!matches(&rule("git push"), &argv("git pull")));
-        assert!(!matches(&rule("git push"), &argv("git")));
-        assert!(!matches(&rule("/bin/rm"), &argv("rm -r")));
-        assert!(!matches(&CommandRule::default(), &argv("rm")));
-    }
-
-    #[test]
-    fn deny_rules_see_through_quotes_paths_and_chains() {
-        let policy = policy(&[], &["rm -rf"]);
-        for text in [
-            "rm -rf x",
-            "'rm' -rf x",
-            "/bin/rm -rf x",
-            "true && rm -rf x",
-            "a\nrm -rf x",
-            "echo $(rm -rf x)",
-            "(rm -rf x)",
-            "if true; then rm -rf x; fi",
-            "X=1 rm -rf x",
-        ] {
-            assert_eq!(policy.permits(&script(text)).map_err(|r| r.code()), Err("policy_denied"), "{text}");
-        }
-        assert_eq!(policy.permits(&script("echo rm -rf")), Ok(()));
-    }
-
-    #[test]
-    fn an_allow_list_wants_certainty() {
-        let policy = policy(&["echo", "git status"], &[]);
-        assert_eq!(policy.permits(&script("echo 'a; b' && git status -s")), Ok(()));
-        assert_eq!(policy.permits(&script("git push")).map_err(|r| r.code()), Err("policy_not_allowed"));
-        for text in ["echo $HOME", "echo `id`", "echo > x", "X=1 echo", "echo *", "echo 'open"] {
-            assert_eq!(policy.permits(&script(text)).map_err(|r| r.code()), Err("policy_unparsable"), "{text}");
-        }
-    }
-
-    #[test]
-    fn the_ceiling_only_tightens() {
-        let hub = policy(&["git"], &["git push"]);
-        let ceiling = SandboxPolicy {
-            allow: vec![rule("git status"), rule("ls")],
-            deny: vec![rule("git status -x")],
-            task_slots: 2,
-            ..SandboxPolicy::default()
-        };
-        let both = hub.clone().within(&ceiling);
-        assert_eq!(both.hash(), hub.hash());
-        assert_eq!(both.rules().task_slots, 2);
-        assert_eq!(both.permits(&script("git status")), Ok(()));
-        for text in ["ls", "git log", "git push", "git status -x"] {
-            assert!(both.permits(&script(text)).is_err(), "{text}");
-        }
-        let disjoint = policy(&["git"], &[]).within(&SandboxPolicy { allow: vec![rule("ls")], ..SandboxPolicy::default() });
-        assert!(disjoint.permits(&script("git")).is_err() && disjoint.permits(&script("ls")).is_err());
-        let strict = policy(&[], &[]).within(&SandboxPolicy { mode: SandboxMode::Strict.into(), ..SandboxPolicy::default() });
-        assert_eq!(strict.permits(&script("true")), Err(Refusal::TooWeak));
-    }
-
-    proptest! {
-        #[test]
-        fn any_script_is_taken_apart(text in "\\PC{0,80}") {
-            let _ = commands_of(&text);
-        }
-    }
-}
+mod tests;

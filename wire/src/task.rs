@@ -3,16 +3,17 @@
 //! [`State`] and [`State::may_become`] are the one transition table that hub and node use. [`Gate`] is the node's door:
 //! signature, ids, boot nonce, sequence, deadline, policy, in that order.
 
-use std::fmt;
+use std::{collections::BTreeSet, fmt};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    browser,
     id::{HubId, NodeId, SessionId, TaskId},
     key::{Domain, KeyError, PublicKey},
     limits,
-    policy::{self, Policy},
-    schema::{SandboxMode, Signed, TaskRequest, task_request::Kind},
+    policy::{self, Outcome, Policy, approval},
+    schema::{InventoryVerdict, SandboxMode, ShellTask, Signed, TaskRequest, Terminal, task_request::Kind},
 };
 
 /// Where a task is in its life. The final states never change.
@@ -138,6 +139,9 @@ pub enum Rejection {
     /// Against the node's policy.
     #[error("{0}")]
     Policy(#[from] policy::Refusal),
+    /// The node's policy asks, and no person's yes fits.
+    #[error("{0}")]
+    Unapproved(#[from] approval::Unapproved),
     /// The wanted sandbox is not there.
     #[error("this node cannot enforce STRICT: {0}")]
     SandboxUnavailable(String),
@@ -167,6 +171,8 @@ impl Rejection {
             Self::Malformed(_) => "malformed",
             Self::StalePolicy => "stale_policy",
             Self::Policy(refusal) => refusal.code(),
+            Self::Unapproved(approval::Unapproved::Missing(_)) => "approval_required",
+            Self::Unapproved(approval::Unapproved::Unfit(_)) => "approval_mismatch",
             Self::SandboxUnavailable(_) => "sandbox_unavailable",
             Self::Busy(_) => "node_busy",
             Self::Draining => "draining",
@@ -176,11 +182,65 @@ impl Rejection {
     }
 }
 
+/// What a node says of a task when it registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Under which lease it has it; 0: it is just taking it in.
+    pub fence: u64,
+    /// Its result waits to be collected.
+    pub finished: bool,
+    /// It was started, and the peer died with it.
+    pub lost: bool,
+}
+
+/// What becomes of an open task of a node that has come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reunion {
+    /// Its output and result are taken up again; or, when its cancellation was asked for, it is ended.
+    Resume(InventoryVerdict),
+    /// It was started, and nobody knows what became of it.
+    Lost(&'static str),
+    /// It was never started, and never will be under this lease: the node has begun a new connection, with a new boot nonce.
+    Again,
+    /// It was not given to the node.
+    Waits,
+}
+
+/// Compares the store with a node's word. What the node says of tasks that are not open here is [`stale`].
+pub fn reunite(state: State, fence: u64, cancel_asked: bool, held: Option<Held>) -> Reunion {
+    match held {
+        Some(held)
+            if (held.fence == fence || held.fence == 0) && !matches!(state, State::Queued | State::Offered | State::AwaitingApproval) =>
+        {
+            match (held.lost, cancel_asked && !held.finished) {
+                (true, _) => Reunion::Lost("the peer was killed while it ran the task"),
+                (false, true) => Reunion::Resume(InventoryVerdict::Cancel),
+                (false, false) => Reunion::Resume(InventoryVerdict::Continue),
+            }
+        }
+        _ => match state {
+            State::Leased => Reunion::Again,
+            State::Running => Reunion::Lost("the peer no longer knows the task"),
+            _ => Reunion::Waits,
+        },
+    }
+}
+
+/// What a node is to do about a task that the store does not want any more.
+pub fn stale(held: Held) -> InventoryVerdict {
+    if held.finished || held.lost { InventoryVerdict::Forget } else { InventoryVerdict::Cancel }
+}
+
+/// Whether a refusal is about the node at that moment, and not about the task: it never started there, and another node may have it.
+pub fn may_move(code: &str) -> bool {
+    matches!(code, "node_busy" | "draining")
+}
+
 /// A set of recent sequence numbers: each passes once, those below the window never.
 #[derive(Debug, Default)]
 pub struct SequenceWindow {
     highest: u64,
-    seen: std::collections::BTreeSet<u64>,
+    seen: BTreeSet<u64>,
 }
 
 impl SequenceWindow {
@@ -233,7 +293,11 @@ impl Gate {
         if request.policy_hash != policy.hash()[..] {
             return Err(Rejection::StalePolicy);
         }
-        policy.permits(&request)?;
+        match policy.judge(&request) {
+            Outcome::Allow => {}
+            Outcome::Ask(question) => approval::check(policy, &request, question, now_ms)?,
+            Outcome::Deny(refusal) => return Err(refusal.into()),
+        }
         Ok(request)
     }
 }
@@ -248,10 +312,17 @@ pub fn check_shape(request: &TaskRequest) -> Result<(), Rejection> {
     if request.mode() == SandboxMode::Unspecified {
         return Err(Rejection::Malformed("sandbox mode"));
     }
-    let Some(Kind::Shell(shell)) = &request.kind else { return Err(Rejection::Malformed("kind")) };
+    let shell = match &request.kind {
+        Some(Kind::Shell(shell)) => shell,
+        Some(Kind::Browser(task)) => {
+            return browser::Order::parse(&task.order).map(|_| ()).map_err(|_| Rejection::Malformed("browser action"));
+        }
+        None => return Err(Rejection::Malformed("kind")),
+    };
     let has_nul = |text: &str| text.contains('\0');
     match (shell.argv.as_slice(), shell.script.as_str()) {
-        ([], "") => return Err(Rejection::Malformed("no command")),
+        ([], "") if shell.terminal.is_none() => return Err(Rejection::Malformed("no command")),
+        ([], "") => {}
         ([], script) if script.len() > limits::COMMAND_BYTES || has_nul(script) => return Err(Rejection::Malformed("script")),
         ([], _) => {}
         ([program, ..], "") => {
@@ -277,6 +348,42 @@ pub fn check_shape(request: &TaskRequest) -> Result<(), Rejection> {
     if !is_inside(&shell.cwd) {
         return Err(Rejection::Malformed("cwd must be a relative path inside the workspace"));
     }
+    check_terminal(shell)?;
+    check_secrets(shell)
+}
+
+/// Whether a terminal can have this size.
+pub fn is_terminal_size(size: &Terminal) -> bool {
+    let fits = |cells: u32| (1..=limits::TERMINAL_CELLS).contains(&cells);
+    fits(size.columns) && fits(size.rows)
+}
+
+/// Whether a shell session can have this name.
+pub fn is_shell_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=limits::SHELL_NAME_BYTES).contains(&name.len()) && name.bytes().all(plain)
+}
+
+fn check_terminal(shell: &ShellTask) -> Result<(), Rejection> {
+    if shell.terminal.as_ref().is_some_and(|size| !is_terminal_size(size)) {
+        return Err(Rejection::Malformed("a terminal has 1 to 1000 columns and rows"));
+    }
+    match &shell.shell_session {
+        Some(_) if shell.terminal.is_some() => {
+            Err(Rejection::Malformed("a terminal keeps its own folder and environment: no shell_session"))
+        }
+        Some(kept) if !is_shell_name(&kept.name) => Err(Rejection::Malformed("a shell session's name: 1 to 64 letters, digits, - _ .")),
+        _ => Ok(()),
+    }
+}
+
+fn check_secrets(shell: &ShellTask) -> Result<(), Rejection> {
+    let names: BTreeSet<&str> = shell.secrets.iter().map(|secret| secret.environment_name.as_str()).collect();
+    let bad_name =
+        |name: &&str| name.is_empty() || name.len() > limits::NAME_BYTES || name.contains(['=', '\0']) || name.starts_with("CORTEX_");
+    if shell.secrets.len() > limits::TASK_SECRETS || names.len() < shell.secrets.len() || names.iter().any(bad_name) {
+        return Err(Rejection::Malformed("secrets"));
+    }
     Ok(())
 }
 
@@ -290,7 +397,7 @@ mod tests {
     use super::*;
     use crate::{
         key::SecretKey,
-        schema::{CommandRule, SandboxPolicy, ShellTask},
+        schema::{CommandRule, SandboxPolicy, SecretReference, ShellSession},
     };
     use bytes::Bytes;
 
@@ -361,6 +468,31 @@ mod tests {
     }
 
     #[test]
+    fn a_task_that_the_policy_asks_about_needs_an_approval_that_fits_it() {
+        let policy = Policy::new(SandboxPolicy {
+            mode: SandboxMode::Permissive.into(),
+            ask: vec![CommandRule { prefix: vec!["true".into()], reason: String::new() }],
+            ..SandboxPolicy::default()
+        });
+        let asked = |approval: Option<crate::schema::Approval>| {
+            let request = TaskRequest { policy_hash: Bytes::copy_from_slice(&policy.hash()), approval, ..request(1) };
+            gate()
+                .check(&key(3).seal(Domain::Task, &request), &key(3).public(), &policy, 50)
+                .map_err(|rejection| rejection.code())
+                .map(drop)
+        };
+        assert_eq!(asked(None), Err("approval_required"));
+        let approval = crate::schema::Approval {
+            scope: "once".into(),
+            subject: Bytes::copy_from_slice(&approval::subject(&request(1))),
+            policy_hash: Bytes::copy_from_slice(&policy.hash()),
+            ..crate::schema::Approval::default()
+        };
+        assert_eq!(asked(Some(approval.clone())), Ok(()));
+        assert_eq!(asked(Some(crate::schema::Approval { subject: Bytes::new(), ..approval })), Err("approval_mismatch"));
+    }
+
+    #[test]
     fn a_task_of_another_key_is_refused_before_anything_is_read() {
         let signed = key(4).seal(Domain::Task, &request(1));
         let refused = gate().check(&signed, &key(3).public(), &policy(), 50);
@@ -376,6 +508,18 @@ mod tests {
         assert!(!shape(ShellTask { argv: argv(), cwd: "/b".into(), ..ShellTask::default() }));
         assert!(!shape(ShellTask { argv: argv(), script: "true".into(), ..ShellTask::default() }));
         assert!(!shape(ShellTask::default()));
+        let size = |columns, rows| Some(Terminal { columns, rows });
+        assert!(shape(ShellTask { terminal: size(80, 24), ..ShellTask::default() }));
+        assert!(!shape(ShellTask { terminal: size(0, 24), ..ShellTask::default() }));
+        assert!(!shape(ShellTask { terminal: size(80, 1_001), argv: argv(), ..ShellTask::default() }));
+        let kept = |name: &str| Some(ShellSession { name: name.into(), reset: false });
+        assert!(shape(ShellTask { argv: argv(), shell_session: kept("main"), ..ShellTask::default() }));
+        assert!(!shape(ShellTask { argv: argv(), shell_session: kept("a/b"), ..ShellTask::default() }));
+        assert!(!shape(ShellTask { argv: argv(), shell_session: kept("main"), terminal: size(80, 24), ..ShellTask::default() }));
+        let secret = |name: &str| SecretReference { environment_name: name.into(), ..SecretReference::default() };
+        assert!(shape(ShellTask { argv: argv(), secrets: vec![secret("A"), secret("B")], ..ShellTask::default() }));
+        assert!(!shape(ShellTask { argv: argv(), secrets: vec![secret("A"), secret("A")], ..ShellTask::default() }));
+        assert!(!shape(ShellTask { argv: argv(), secrets: vec![secret("CORTEX_TASK")], ..ShellTask::default() }));
         assert!(!shape(ShellTask { argv: vec!["a\0b".into()], ..ShellTask::default() }));
         assert!(!shape(ShellTask { script: "x".repeat(limits::COMMAND_BYTES + 1), ..ShellTask::default() }));
     }

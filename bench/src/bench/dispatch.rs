@@ -142,7 +142,7 @@ fn rate(
 }
 
 /// A client of the hub that dispatches, and listens to what comes of it.
-struct Ours<'a> {
+pub(super) struct Ours<'a> {
     stack: &'a Stack,
     path: String,
     connections: Vec<Client>,
@@ -150,7 +150,7 @@ struct Ours<'a> {
 }
 
 impl<'a> Ours<'a> {
-    fn new(stack: &'a Stack) -> anyhow::Result<Self> {
+    pub(super) fn new(stack: &'a Stack) -> anyhow::Result<Self> {
         let mut ours = Self { stack, path: stack.dispatch_path(), connections: Vec::new(), events: stack.events()? };
         ours.connect(1)?;
         Ok(ours)
@@ -162,7 +162,7 @@ impl<'a> Ours<'a> {
         Ok(())
     }
 
-    fn first_byte(&mut self) -> anyhow::Result<Duration> {
+    pub(super) fn first_byte(&mut self) -> anyhow::Result<Duration> {
         let body = json!({"argv": ["/bin/echo", "x"]}).to_string();
         let since = Instant::now();
         self.connections[0].send("POST", &self.path, Some(&body))?;
@@ -203,7 +203,7 @@ impl<'a> Ours<'a> {
 }
 
 /// Whether an event tells the end of a task.
-fn is_final(event: &Event) -> bool {
+pub fn is_final(event: &Event) -> bool {
     const STATES: [&str; 7] = ["succeeded", "failed", "cancelled", "timed_out", "rejected", "expired", "lost"];
     event.name == "task" && STATES.iter().any(|state| event.data.contains(&format!("\"state\":\"{state}\"")))
 }

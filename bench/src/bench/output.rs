@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, ensure};
 use serde_json::json;
 
-use super::{Bench, Setting};
+use super::{Bench, Setting, dispatch::Ours};
 use crate::{
     contest::{Contest, Rounds, Samples},
     other::{
@@ -51,6 +51,7 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     }
     let within = setting.pick(Duration::from_secs(120), Duration::from_secs(25));
     let found = contest.hold(Rounds { warm: 1, counted: setting.pick(5, 3), within })?;
+    first_byte_under_load(setting, report, &stack)?;
     let ours = &found["ours"];
     let what = "head -c 1G /dev/zero (256M when quick): from sending the dispatch to the last byte of GET /api/tasks/{id}/output?follow=true, stored by the hub on the way. Beside it the same bytes over one QUIC stream through the same relay process between two endpoints that do nothing else.";
     report.add("throughput", Metric::of("MB/s", what, ours).beside(relay::LABEL, found.get("plain")).wanted(Target::ratio_at_least(0.5)));
@@ -61,6 +62,41 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
         let peaks: Samples = peaks.into_iter().collect();
         report.add(name, Metric::of("MiB", "The most memory that was resident during a run (VmHWM, reset before it).", &peaks));
     }
+    Ok(())
+}
+
+/// What a task that prints 100 MB/s costs another one's first byte.
+fn first_byte_under_load(setting: &Setting, report: &mut Report, stack: &Stack) -> anyhow::Result<()> {
+    let rounds =
+        Rounds { warm: 20, counted: setting.pick(300, 100), within: setting.pick(Duration::from_secs(60), Duration::from_secs(10)) };
+    let measure = || {
+        let mut ours = Ours::new(stack)?;
+        let mut contest = Contest::default();
+        contest.enter("ours", || ours.first_byte().map(|took| took.as_secs_f64() * 1e3));
+        Ok::<_, anyhow::Error>(contest.hold(rounds)?.remove("ours").unwrap_or_default())
+    };
+    let idle = measure()?;
+    // In a session of its own, whose event stream nobody reads.
+    let loud = stack.hub.session(&stack.peer.node)?;
+    let script = "while :; do head -c 5000000 /dev/zero; sleep 0.048; done";
+    let mut client = stack.hub.connect()?;
+    let task = client.call("POST", &format!("/api/sessions/{loud}/dispatch"), Some(&json!({"script": script})))?;
+    let id = task["id"].as_str().context("a task has an id")?;
+    let since = Instant::now();
+    let busy = measure()?;
+    let took = since.elapsed().as_secs_f64();
+    let mut client = stack.hub.connect()?;
+    client.call("POST", &format!("/api/tasks/{id}/cancel"), Some(&json!({})))?;
+    let printed = loop {
+        let task = client.call("GET", &format!("/api/tasks/{id}"), None)?;
+        if task["finished_at_ms"].is_i64() {
+            break task["stdout_bytes"].as_f64().unwrap_or_default();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    report.add("load", Metric::single("MB/s", "What the other task printed meanwhile, as the hub stored it.", printed / 1e6 / took));
+    let what = "First byte of /bin/echo x (as in `dispatch`) while another task of the same node, in another session, prints 5 MB every 50 ms; beside it the same with nothing else to do.";
+    report.add("first_byte_under_load", Metric::of("ms", what, &busy).beside("idle", Some(&idle)).wanted(Target::ratio_at_most(2.0)));
     Ok(())
 }
 

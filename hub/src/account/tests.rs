@@ -230,7 +230,7 @@ async fn a_viewer_changes_nothing() {
         code(hub.revoke_node(&vic, node).await),
         code(hub.delete_node(&vic, node).await),
         code(hub.share_node(&vic, node, "vic").await),
-        code(hub.set_policy(&vic, node, crate::record::SandboxPolicy::default()).await),
+        code(hub.set_policy(&vic, node, crate::record::SandboxPolicy::default(), None).await),
         code(hub.dispatch(&vic, session, request("true"), None).await),
         code(hub.users(&vic).await),
         code(hub.audit_rows(&vic, 0, 1).await),

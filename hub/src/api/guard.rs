@@ -18,8 +18,8 @@ use super::{
     site::{Site, requested_host},
 };
 
-/// No script, style or connection that is not our own; nobody may frame us.
-const CSP: &str = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self'; style-src 'self'; \
+/// No script, style or connection that is not our own; nobody may frame us. `blob:` is for pictures that our page has fetched itself.
+const CSP: &str = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' blob:; style-src 'self'; \
                    frame-ancestors 'none'; base-uri 'none'; form-action 'self'";
 /// The bundled API browser puts styles into its elements and draws icons from `data:`.
 const DOCS_CSP: &str = "default-src 'none'; script-src 'self'; connect-src 'self'; img-src 'self' data:; \

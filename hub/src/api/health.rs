@@ -120,6 +120,18 @@ async fn metrics(State(api): State<Arc<Api>>, caller: Option<Caller>) -> Result<
     for (state, count) in counts.open_tasks {
         out.line(&format!("cortex_open_tasks{{state=\"{state}\"}}"), count);
     }
+    if let Some(mesh) = api.hub.mesh() {
+        let tally = mesh.pool_tally();
+        let counts = [("offer", tally.offers), ("claim", tally.claims), ("grant", tally.grants), ("again", tally.again)];
+        out.labelled(
+            "cortex_pool_total",
+            "counter",
+            "What happened in the pool: offers to single nodes, claims, grants, tasks offered again.",
+            "what",
+            counts,
+        );
+        out.gauge("cortex_pool_waiting", "Tasks that wait in the pool.", mesh.offered() as u64);
+    }
     workspaces(&api.hub.mirrors, &mut out);
     let relays = api.hub.relays();
     let of = |value: fn(&RelayStatus) -> Option<f64>| relays.iter().filter_map(move |relay| Some((relay.endpoint.id, value(relay)?)));

@@ -14,11 +14,11 @@ use super::{
     caller::Caller,
     paging::{Page, PageQuery},
     problem::Problem,
-    view::{Names, NodeStatus, NodeView, PolicyView, TaskBrief},
+    view::{Names, NodeStatus, NodeView, TaskBrief},
 };
 use crate::{
     node::NodeUpdate,
-    record::{CommandRule, Mode, Node, PathPolicy, SandboxPolicy},
+    record::{Node, PathPolicy},
 };
 
 /// The routes.
@@ -29,7 +29,8 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(node_status))
         .routes(routes!(approve_node))
         .routes(routes!(revoke_node))
-        .routes(routes!(show_policy, set_policy))
+        .routes(routes!(drain_node))
+        .routes(routes!(undrain_node))
         .routes(routes!(share_node, unshare_node))
 }
 
@@ -117,51 +118,16 @@ async fn revoke_node(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path
     view(&api, api.hub.revoke_node(&caller.actor, id).await?).await
 }
 
-/// What a node is allowed.
-#[utoipa::path(get, path = "/api/nodes/{id}/policy", tag = "nodes", params(("id" = String, Path)), responses((status = 200, body = PolicyView)))]
-async fn show_policy(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<NodeId>) -> Answer<PolicyView> {
-    let node = api.hub.node(&caller.actor, id).await?;
-    Ok(Json(PolicyView { policy: node.policy, ceiling: node.ceiling }))
+/// Gives a node no new tasks: it finishes what it has, and the pool asks others. Tasks that were dispatched to it by name wait as long as they may.
+#[utoipa::path(post, path = "/api/nodes/{id}/drain", tag = "nodes", params(("id" = String, Path)), responses((status = 200, body = NodeView)))]
+async fn drain_node(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<NodeId>) -> Answer<NodeView> {
+    view(&api, api.hub.drain_node(&caller.actor, id, true).await?).await
 }
 
-/// A policy to be set.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct PolicyBody {
-    /// The weakest mode the node may run.
-    mode: Mode,
-    /// Empty: everything that is not denied.
-    #[serde(default)]
-    allow: Vec<CommandRule>,
-    /// Wins over `allow`.
-    #[serde(default)]
-    deny: Vec<CommandRule>,
-    /// Tasks at a time.
-    task_slots: Option<u32>,
-    /// Upper bound of a task's run time; 0: none.
-    #[serde(default)]
-    run_timeout_ms: u64,
-}
-
-/// Replaces what the hub wants a node to allow. The node's own file wins where it is tighter.
-#[utoipa::path(put, path = "/api/nodes/{id}/policy", tag = "nodes", params(("id" = String, Path)), request_body = PolicyBody, responses((status = 200, body = PolicyView)))]
-async fn set_policy(
-    State(api): State<Arc<Api>>,
-    caller: Caller,
-    Path(id): Path<NodeId>,
-    Body(body): Body<PolicyBody>,
-) -> Answer<PolicyView> {
-    let default = SandboxPolicy::default();
-    let policy = SandboxPolicy {
-        mode: body.mode,
-        allow: body.allow,
-        deny: body.deny,
-        task_slots: body.task_slots.unwrap_or(default.task_slots),
-        run_timeout_ms: body.run_timeout_ms,
-        sequence: default.sequence,
-    };
-    let node = api.hub.set_policy(&caller.actor, id, policy).await?;
-    Ok(Json(PolicyView { policy: node.policy, ceiling: node.ceiling }))
+/// Takes that back.
+#[utoipa::path(post, path = "/api/nodes/{id}/undrain", tag = "nodes", params(("id" = String, Path)), responses((status = 200, body = NodeView)))]
+async fn undrain_node(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<NodeId>) -> Answer<NodeView> {
+    view(&api, api.hub.drain_node(&caller.actor, id, false).await?).await
 }
 
 /// Lets another user see a node and attach it to sessions of theirs.

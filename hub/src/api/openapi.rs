@@ -22,12 +22,14 @@ answers 404, as what does not exist.
 - **Times** (`*_at_ms`) are milliseconds since the Unix epoch.
 - **Streams** are Server-Sent Events; `Last-Event-ID` (or `?last_event_id=`) goes on exactly behind an event.";
 
-const TAGS: [(&str, &str); 9] = [
+const TAGS: [(&str, &str); 11] = [
     ("account", "Set-up, login, and API tokens."),
     ("users", "Accounts; for administrators."),
     ("nodes", "Machines: invites, nodes, and what they allow."),
     ("sessions", "Conversations: who is in them, which nodes are attached, what was said."),
     ("tasks", "Commands on nodes, and what they print."),
+    ("approvals", "Commands that wait for a person, and what people said. Only people answer: a token never does."),
+    ("secrets", "Values that tasks use and nobody reads again."),
     ("files", "A session's workspace: its files, the same on every attached node; history, conflicts, locks, drift."),
     ("streams", "What happens, as it happens."),
     ("operation", "Relays, the audit log, probes and metrics."),

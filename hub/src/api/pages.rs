@@ -1,80 +1,97 @@
-//! The pages for people: a start page, the download page, and what they load. Nothing in them comes from a stranger; what does (names of
-//! machines) is put in by the script, as text.
+//! The web page: one page with its scripts and styles, made by `npm run build` in `hub/ui` and put into the program when that was compiled.
+//! A program that was compiled without it says so. Names of assets hold a hash of their content, so browsers keep them for ever; the page itself
+//! is asked for each time.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     Router,
-    extract::State,
-    http::{StatusCode, Uri, header},
+    extract::Path,
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use data_encoding::HEXLOWER;
+use rust_embed::{EmbeddedFile, RustEmbed};
 
-use super::{
-    Api,
-    dist::{Program, file_name},
-    problem::Problem,
-};
+use super::{Api, problem::Problem};
 
-const DOWNLOAD: &str = include_str!("../../assets/download.html");
-/// Where the table of programs goes.
-const PROGRAMS: &str = "<!-- programs -->";
+/// In debug builds these are the files on the disk.
+#[derive(RustEmbed)]
+#[folder = "ui/dist"]
+#[allow_missing = true]
+struct Built;
+
+const UNBUILT: &str = include_str!("../../assets/unbuilt.html");
+const ICON: &str = include_str!("../../assets/icon.svg");
+/// What is not the page's: programs ask there, and want to be told that there is nothing.
+const NOT_PAGES: [&str; 4] = ["/api/", "/assets/", "/dist/", "/mcp"];
+/// How the build packs files, most wanted first: name of the coding, and what the file's name ends with.
+const CODINGS: [(&str, &str); 2] = [("br", ".br"), ("gzip", ".gz")];
 
 /// The routes.
 pub fn routes() -> Router<Arc<Api>> {
     Router::new()
-        .route("/", get(|| async { asset("text/html; charset=utf-8", include_str!("../../assets/index.html")) }))
-        .route("/download", get(download))
-        .route("/assets/app.js", get(|| async { asset("text/javascript; charset=utf-8", include_str!("../../assets/app.js")) }))
-        .route("/assets/style.css", get(|| async { asset("text/css; charset=utf-8", include_str!("../../assets/style.css")) }))
+        .route("/", get(|headers: HeaderMap| async move { page(&headers) }))
+        .route("/download", get(|headers: HeaderMap| async move { page(&headers) }))
+        .route("/assets/{name}", get(asset))
+        .route("/icon.svg", get(|| async { ([(header::CONTENT_TYPE, "image/svg+xml"), (header::CACHE_CONTROL, "max-age=86400")], ICON) }))
         .route("/favicon.ico", get(|| async { StatusCode::NO_CONTENT }))
 }
 
-/// A hub that was upgraded serves other pages: browsers ask each time.
-fn asset(media_type: &'static str, text: impl IntoResponse) -> Response {
-    let mut response = ([(header::CACHE_CONTROL, "no-cache")], text).into_response();
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media_type));
-    response
+async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Result<Response, Problem> {
+    // Packed files are what codings of others look like, and have no media type of their own.
+    let known = media_type(&name).filter(|_| !name.contains(['/', '\\']));
+    let media_type = known.ok_or_else(|| Problem::not_found("asset"))?;
+    file(&format!("assets/{name}"), media_type, "public, max-age=31536000, immutable", &headers).ok_or_else(|| Problem::not_found("asset"))
 }
 
-async fn download(State(api): State<Arc<Api>>) -> Result<Response, Problem> {
-    let rows: String = api.programs().await?.iter().map(row).collect();
-    Ok(asset("text/html; charset=utf-8", DOWNLOAD.replace(PROGRAMS, &rows)))
+/// The page. Which of its views is shown is up to its script.
+fn page(headers: &HeaderMap) -> Response {
+    const HTML: &str = "text/html; charset=utf-8";
+    let unbuilt = || ([(header::CONTENT_TYPE, HTML), (header::CACHE_CONTROL, "no-store")], UNBUILT).into_response();
+    file("index.html", HTML, "no-cache", headers).unwrap_or_else(unbuilt)
 }
 
-fn row(program: &Program) -> String {
-    let mut row = format!("<tr><th scope=\"row\">{}</th>", escape(program.title));
-    let _ = match (&program.path, program.bytes, &program.sha256) {
-        (Some(path), Some(bytes), Some(sha256)) => {
-            let (name, mebibytes) = (file_name(program.platform), bytes.div_ceil(1024 * 1024));
-            let (path, name, sha256) = (escape(path), escape(&name), escape(sha256));
-            write!(row, "<td><a href=\"{path}\" download>{name}</a> ({mebibytes} MiB)</td><td><code>{sha256}</code></td></tr>")
-        }
-        _ => write!(row, "<td colspan=\"2\">not available on this hub</td></tr>"),
-    };
-    row
-}
-
-/// Text as markup shows it.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            _ => out.push(c),
-        }
+fn media_type(name: &str) -> Option<&'static str> {
+    match name.rsplit_once('.')?.1 {
+        "js" => Some("text/javascript; charset=utf-8"),
+        "css" => Some("text/css; charset=utf-8"),
+        "svg" => Some("image/svg+xml"),
+        "woff2" => Some("font/woff2"),
+        _ => None,
     }
-    out
 }
 
-/// What no route knows.
-pub async fn nothing_here(uri: Uri) -> Problem {
+/// One file, packed as its reader can unpack it; nothing of it when its reader has it already.
+fn file(path: &str, media_type: &'static str, keep: &'static str, headers: &HeaderMap) -> Option<Response> {
+    let (content, coding) = packed(path, headers).or_else(|| Built::get(path).map(|content| (content, None)))?;
+    let etag = format!("\"{}\"", HEXLOWER.encode(&content.metadata.sha256_hash()[..16]));
+    let known = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(&etag));
+    let mut response = if known { StatusCode::NOT_MODIFIED.into_response() } else { content.data.into_owned().into_response() };
+    let answer = response.headers_mut();
+    answer.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    answer.insert(header::CACHE_CONTROL, HeaderValue::from_static(keep));
+    answer.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    answer.extend(HeaderValue::from_str(&etag).ok().map(|etag| (header::ETAG, etag)));
+    answer.extend(coding.map(|coding| (header::CONTENT_ENCODING, HeaderValue::from_static(coding))));
+    Some(response)
+}
+
+fn packed(path: &str, headers: &HeaderMap) -> Option<(EmbeddedFile, Option<&'static str>)> {
+    let accepted = headers.get(header::ACCEPT_ENCODING)?.to_str().ok()?;
+    let accepts = |coding: &str| accepted.split(',').any(|item| item.trim().eq_ignore_ascii_case(coding));
+    CODINGS.into_iter().find_map(|(coding, end)| Some((Built::get(&format!("{path}{end}")).filter(|_| accepts(coding))?, Some(coding))))
+}
+
+/// What no route knows: a view of the page for those who want to look at something, a problem for everybody else.
+pub async fn nothing_here(method: Method, uri: Uri, headers: HeaderMap) -> Response {
+    let wants_page = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains("text/html"));
+    if wants_page && matches!(method, Method::GET | Method::HEAD) && !NOT_PAGES.iter().any(|prefix| uri.path().starts_with(prefix)) {
+        return page(&headers);
+    }
     Problem::new(StatusCode::NOT_FOUND, "not_found", format!("there is nothing at {}", uri.path()), "see /api/docs for what there is")
+        .into_response()
 }
 
 /// A path that is known, with another method.
@@ -85,19 +102,4 @@ pub async fn wrong_method() -> Problem {
         "this path does not take that method",
         "see /api/docs for the methods of each path",
     )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn text_stays_text_in_markup() {
-        assert_eq!(escape("<a href=\"x\" title='&'>"), "&lt;a href=&quot;x&quot; title=&#39;&amp;&#39;&gt;");
-    }
-
-    #[test]
-    fn the_page_has_a_place_for_the_programs() {
-        assert_eq!(DOWNLOAD.matches(PROGRAMS).count(), 1);
-    }
 }

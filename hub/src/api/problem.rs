@@ -187,7 +187,7 @@ impl From<StoreError> for Problem {
 /// What to do about an error of the domain.
 fn next_step(code: &str, kind: Kind) -> &'static str {
     match code {
-        "ambiguous_node" => "name one of the candidates in `node`",
+        "ambiguous_node" => "name one of the candidates in `node`, narrow `selector`, or dispatch with `pool: true`",
         "bad_login" => "check both; after several wrong tries an account waits for some minutes",
         "bad_setup_token" => "the hub prints the setup link when it starts; a restart prints a new one",
         "idempotency_conflict" => "use a new Idempotency-Key for a new request",
@@ -196,10 +196,21 @@ fn next_step(code: &str, kind: Kind) -> &'static str {
         "node_offline" => {
             "start cortex-peer on that machine (cortex-peer doctor finds what is wrong), or dispatch with queue_timeout_ms to wait for it"
         }
+        "node_drained" => "undrain it: POST /api/nodes/{id}/undrain; or dispatch with queue_timeout_ms to wait for that",
+        "no_candidate" => {
+            "attach or start a node that fits, change `selector`, or dispatch with `pool: true` and queue_timeout_ms to wait for one"
+        }
         "no_direct_way" => {
             "PATCH the node with path_policy auto, let its and the hub's firewall pass UDP to each other, or dispatch with queue_timeout_ms to wait"
         }
+        "policy_changed" => "read the policy again (its ETag is its version), decide, and write with the new ETag in If-Match",
+        "approval_unfit" => "approve with another reach, or words that begin every command that is asked about",
+        "not_waiting" => "look at the task: somebody answered, or its time was over",
         "no_stdin" => "dispatch with `stdin: true`",
+        "unknown_secret" => "give it: PUT /api/secrets/{name}, or PUT /api/sessions/{id}/secrets/{name}",
+        "too_many_terminals" => "end one of them: POST /api/tasks/{id}/cancel",
+        "too_many_tasks" => "wait until some have ended, or cancel them",
+        "no_terminal" => "dispatch with `terminal`, or open a new one without `task`",
         "stale_parent" => "read what is there now (current_hash), decide, and write again with its hash in If-Match",
         "already_exists" => "choose another path, or replace it with If-Match and its hash (current_hash)",
         "no_file" => "list the folder: GET /api/sessions/{id}/files?path=",

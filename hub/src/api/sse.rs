@@ -69,6 +69,11 @@ impl Vigil {
         !self.lifecycle.is_draining() && !self.shut_out.is_cancelled()
     }
 
+    /// Whether the reader is no longer let in.
+    pub fn is_shut_out(&self) -> bool {
+        self.shut_out.is_cancelled()
+    }
+
     /// Resolves when it is time for a sign of life (`true`), or to end (`false`). Safe to cancel.
     pub async fn tick(&mut self) -> bool {
         tokio::select! {

@@ -9,6 +9,7 @@ use axum::{
     http::{HeaderMap, StatusCode},
 };
 use cortex_wire::{
+    evidence::Evidence,
     id::{NodeId, SessionId, TaskId},
     limits,
 };
@@ -26,7 +27,7 @@ use super::{
     view::TaskView,
 };
 use crate::{
-    record::{Mode, TaskSpec},
+    record::{Mode, TaskSpec, TerminalSize},
     task::{DispatchRequest, TaskError},
 };
 
@@ -40,18 +41,26 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(list_tasks))
         .routes(routes!(show_task))
         .routes(routes!(cancel_task))
+        .routes(routes!(show_evidence))
         .routes(routes!(write_stdin))
 }
 
-/// A shell task to be run: a program with its arguments, or a script.
+/// A task to be run: a program with its arguments, a script, or a browser action.
 #[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
 struct DispatchBody {
-    /// Where; may be left out when the session has one node.
+    /// Where; may be left out when the session has one node, or with `selector` or `pool`.
     #[schema(value_type = Option<String>)]
     node: Option<NodeId>,
+    /// Which machines may run it: conditions with commas between them, such as `os=linux,gpu,tool.python>=3.11`.
+    selector: Option<String>,
+    /// Any node of the session that fits will do, and whoever has room takes it. With `queue_timeout_ms` it also waits for one to come.
+    pool: bool,
     /// Program and arguments, or
     argv: Vec<String>,
+    /// an order for the session's browser (see `POST /api/sessions/{id}/browser`), or
+    #[schema(value_type = Option<Object>)]
+    browser: Option<serde_json::Value>,
     /// a script for `shell`.
     script: Option<String>,
     /// For `script`; none: the node's default.
@@ -68,8 +77,24 @@ struct DispatchBody {
     run_timeout_ms: Option<u64>,
     /// Without any output; none: no bound.
     idle_timeout_ms: Option<u64>,
+    /// How long a person is waited for, where one has to say yes; none: ten minutes. No answer means no.
+    approval_timeout_ms: Option<u64>,
     /// How long the task may wait for a node that is away; 0: not at all.
     queue_timeout_ms: u64,
+    /// Runs in a terminal of this size, to be looked at with `GET /api/sessions/{id}/terminal?task=`; without a command: the shell.
+    terminal: Option<TerminalSize>,
+    /// A name: the command goes on with the folder and the exported variables that the last one of this name left on the node, and leaves its own.
+    shell_session: Option<String>,
+    /// Both are forgotten first.
+    shell_reset: bool,
+    /// Variables, and the names of the secrets that are their values: `{"TOKEN": "github"}`.
+    secrets: BTreeMap<String, String>,
+    /// What it prints is forgotten a minute after its end.
+    forget_output: bool,
+    /// Doing it twice does no harm: it may be done again.
+    idempotent: bool,
+    /// How often it is done again when it is lost, at most 10; each time it is a new task (`retried_as`). Only with `idempotent`.
+    retries: u32,
 }
 
 /// Runs a command on a node of the session.
@@ -95,9 +120,12 @@ async fn dispatch(
     let key = idempotency_key(&headers)?;
     let request = DispatchRequest {
         node: body.node,
+        selector: body.selector,
+        pool: body.pool,
         queue_timeout_ms: body.queue_timeout_ms,
         spec: TaskSpec {
             argv: body.argv,
+            browser: body.browser,
             script: body.script,
             shell: body.shell,
             cwd: body.cwd,
@@ -106,6 +134,14 @@ async fn dispatch(
             mode: body.mode,
             run_timeout_ms: body.run_timeout_ms,
             idle_timeout_ms: body.idle_timeout_ms,
+            approval_timeout_ms: body.approval_timeout_ms,
+            terminal: body.terminal,
+            shell_session: body.shell_session,
+            shell_reset: body.shell_reset,
+            secrets: body.secrets,
+            forget_output: body.forget_output,
+            idempotent: body.idempotent,
+            retries: body.retries,
         },
     };
     let dispatched = api.hub.dispatch(&caller.actor, id, request, key).await.map_err(explain)?;
@@ -114,7 +150,7 @@ async fn dispatch(
     Ok((status, Json(dispatched.task.into())))
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= limits::NAME_BYTES => Ok(Some(key)),
@@ -122,7 +158,7 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     }
 }
 
-fn explain(mut error: TaskError) -> Problem {
+pub(super) fn explain(mut error: TaskError) -> Problem {
     let candidates = match &mut error {
         TaskError::AmbiguousNode { candidates } => std::mem::take(candidates),
         _ => Vec::new(),
@@ -146,6 +182,12 @@ async fn list_tasks(
 #[utoipa::path(get, path = "/api/tasks/{id}", tag = "tasks", params(("id" = String, Path)), responses((status = 200, body = TaskView)))]
 async fn show_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>) -> Answer<TaskView> {
     Ok(Json(api.hub.task(&caller.actor, id).await?.into()))
+}
+
+/// The node's signed word about how a task ended, with all that is needed to check it without this hub: `cortex-peer verify FILE`.
+#[utoipa::path(get, path = "/api/tasks/{id}/evidence", tag = "tasks", params(("id" = String, Path)), responses((status = 200, body = Object, description = "a file of evidence, as `cortex-peer verify` takes it")))]
+async fn show_evidence(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>) -> Answer<Evidence> {
+    Ok(Json(api.hub.evidence(&caller.actor, id).await?))
 }
 
 /// Asks to end a task. One that runs is final when its node says that nothing of it is left; asking twice is fine.

@@ -57,6 +57,10 @@ impl Mesh for Quiet {
     fn reserve(&self, node: NodeId) -> Reservation {
         if self.online.lock().unwrap().contains(&node) { Reservation::Slot } else { Reservation::Offline }
     }
+    fn room(&self, node: NodeId) -> Option<u32> {
+        self.online.lock().unwrap().contains(&node).then_some(1)
+    }
+    fn offer(&self, _task: Task) {}
     fn release(&self, _node: NodeId) {}
     fn deliver(&self, _task: Task, _leased: bool) {}
     fn cancel(&self, _task: TaskId, _node: NodeId, _reason: String) {}

@@ -12,12 +12,13 @@ use cortex_wire::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::approval::ApprovalView;
 use crate::{
     hub::Hub,
     presence::Presence,
     record::{
-        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, PathPolicy, Role,
-        SandboxPolicy, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage, User,
+        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, PathPolicy,
+        PoolRecord, Role, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage, User,
     },
     store::StoreError,
 };
@@ -198,6 +199,8 @@ pub struct NodeView {
     pub presence: Presence,
     /// Which ways its packets may go.
     pub path_policy: PathPolicy,
+    /// Since when it takes no new tasks.
+    pub drained_at_ms: Option<i64>,
     /// When it was enrolled.
     pub created_at_ms: i64,
     /// When its owner confirmed it.
@@ -237,6 +240,7 @@ impl NodeView {
             standing: node.standing,
             presence,
             path_policy: node.path_policy,
+            drained_at_ms: node.drained_at_ms,
             created_at_ms: node.created_at_ms,
             approved_at_ms: node.approved_at_ms,
             invite_id: node.invite,
@@ -285,15 +289,6 @@ pub struct TaskBrief {
     pub state: State,
     /// When the hub accepted it.
     pub created_at_ms: i64,
-}
-
-/// A node's policy: what the hub wants, and what the node's own file says.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct PolicyView {
-    /// What the hub wants the node to allow.
-    pub policy: SandboxPolicy,
-    /// The node's own limits: where they are tighter, they win.
-    pub ceiling: Option<SandboxPolicy>,
 }
 
 /// Somebody in a session.
@@ -399,6 +394,40 @@ pub struct OriginView {
     pub token_id: Option<String>,
 }
 
+/// How a task of the pool came to its node.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PoolView {
+    /// Which machines may run it; empty: every node of the session.
+    pub selector: String,
+    /// Why nobody could take it when it was dispatched.
+    pub waits: Option<String>,
+    /// How often it was offered under its present fence.
+    pub round: u32,
+    /// Whom it was offered to, in the order of their ranks: by BLAKE3 of node and task.
+    #[schema(value_type = Vec<String>)]
+    pub ranking: Vec<NodeId>,
+    /// The claims, in the order in which they came. The first that was not refused got the task.
+    pub claims: Vec<ClaimView>,
+}
+
+/// A node's claim on a task of the pool.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ClaimView {
+    /// Who.
+    #[schema(value_type = String)]
+    pub node_id: NodeId,
+    /// It came first, and no slot was free after all, or the node no longer fitted.
+    pub refused: bool,
+}
+
+impl From<PoolRecord> for PoolView {
+    fn from(pool: PoolRecord) -> Self {
+        let (round, ranking, claims) = pool.placement.map(|p| (p.round, p.ranking, p.claims)).unwrap_or_default();
+        let claims = claims.into_iter().map(|claim| ClaimView { node_id: claim.node, refused: claim.refused }).collect();
+        Self { selector: pool.selector, waits: pool.waits, round, ranking, claims }
+    }
+}
+
 /// One unit of work.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct TaskView {
@@ -408,9 +437,13 @@ pub struct TaskView {
     /// Where it belongs.
     #[schema(value_type = String)]
     pub session_id: SessionId,
-    /// Which node runs it.
+    /// Which node runs it; while it waits in the pool, the one that would be asked first.
     #[schema(value_type = String)]
     pub node_id: NodeId,
+    /// For tasks of the pool: how it came there.
+    pub pool: Option<PoolView>,
+    /// From 0; grows each time it is given to a node.
+    pub fence: u64,
     /// Who asked.
     pub origin: OriginView,
     /// Where it is in its life.
@@ -420,6 +453,12 @@ pub struct TaskView {
     pub spec: TaskSpec,
     /// From 1; grows with each retry.
     pub attempt: u32,
+    /// The lost task that it does again.
+    #[schema(value_type = Option<String>)]
+    pub retry_of: Option<TaskId>,
+    /// The task that does it again.
+    #[schema(value_type = Option<String>)]
+    pub retried_as: Option<TaskId>,
     /// When the hub accepted it.
     pub created_at_ms: i64,
     /// Expired when not started by then.
@@ -458,6 +497,8 @@ pub struct TaskView {
     pub policy_hash: Option<String>,
     /// The node's signed word.
     pub evidence: Option<Evidence>,
+    /// What a person was asked, and what they said.
+    pub approval: Option<ApprovalView>,
 }
 
 impl From<Task> for TaskView {
@@ -466,10 +507,14 @@ impl From<Task> for TaskView {
             id: task.id,
             session_id: task.session,
             node_id: task.node,
+            pool: task.pool.map(PoolView::from),
+            fence: task.fence,
             origin: OriginView { user_id: task.origin.user, via: task.origin.via, token_id: task.origin.token },
             state: task.state,
             spec: task.spec,
             attempt: task.attempt,
+            retry_of: task.retry_of,
+            retried_as: task.retried_as,
             created_at_ms: task.created_at_ms,
             start_by_ms: task.start_by_ms,
             leased_at_ms: task.leased_at_ms,
@@ -489,6 +534,7 @@ impl From<Task> for TaskView {
             sandbox_level: task.sandbox_level,
             policy_hash: task.policy_hash.map(|hash| hash.to_string()),
             evidence: task.evidence,
+            approval: task.approval.map(Into::into),
         }
     }
 }

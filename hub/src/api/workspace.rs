@@ -101,6 +101,7 @@ impl From<&LockRecord> for LockView {
 
 /// A node and its copy of the workspace.
 #[derive(Debug, Serialize, ToSchema)]
+#[schema(as = WorkspaceNode)]
 struct NodeView {
     /// The node.
     #[schema(value_type = String)]

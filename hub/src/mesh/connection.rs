@@ -32,13 +32,20 @@ use cortex_wire::{
     text,
 };
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::{
     failure::Failure as _,
     hub::{Hub, Reservation, lock},
     invite::Redeem,
-    mesh::{AGENT, Network, admission::Gatekeeper, delivery::Slots, direct::Introducer, workspace::Workspaces},
+    mesh::{
+        AGENT, Network,
+        admission::Gatekeeper,
+        delivery::Slots,
+        direct::Introducer,
+        pool::{Board, Pooled},
+        workspace::Workspaces,
+    },
     node::Registration,
     presence,
     record::{Capabilities, Node, PathPolicy, SandboxPolicy, Standing},
@@ -59,6 +66,11 @@ pub struct NodeHandle {
     pub(crate) retired: Arc<AtomicBool>,
     pub(crate) state: Mutex<State>,
     pub(crate) workspaces: Workspaces,
+    pub(crate) board: Arc<Board>,
+    /// What the pool has to tell it.
+    pub(crate) pooled: Pooled,
+    /// The hash of the hub's policy that is in force on the node, once it has said so.
+    pub(crate) in_force: watch::Sender<Option<[u8; 32]>>,
     changed: Notify,
     regrouped: Notify,
 }
@@ -71,6 +83,8 @@ pub(crate) struct State {
     pub(crate) policy: Policy,
     /// It takes tasks only over a direct way, and there is none.
     pub(crate) held: bool,
+    /// Its owner wants it to take nothing new.
+    pub(crate) drained: bool,
     relay: Option<RelayId>,
     standby: Option<RelayId>,
 }
@@ -78,7 +92,7 @@ pub(crate) struct State {
 impl State {
     /// Whether a task may go to the node now.
     pub(crate) fn takes_tasks(&self) -> bool {
-        self.ready && !self.held
+        self.ready && !self.held && !self.drained
     }
 }
 
@@ -112,13 +126,15 @@ impl NodeHandle {
 
     /// See [`crate::hub::Mesh::reserve`].
     pub fn reserve(&self) -> Reservation {
-        let (ready, held) = {
+        let (ready, held, drained) = {
             let state = lock(&self.state);
-            (state.takes_tasks(), state.held)
+            (state.takes_tasks(), state.held, state.ready && state.drained)
         };
         let mut slots = lock(&self.slots);
         if ready && slots.take() {
             Reservation::Slot
+        } else if drained {
+            Reservation::Drained
         } else if ready || slots.is_registering() {
             Reservation::Full
         } else if held {
@@ -292,8 +308,18 @@ impl Caller {
             boot_nonce: self.request.boot_nonce.clone(),
             slots: Mutex::new(Slots::new(slots)),
             retired: Arc::default(),
-            state: Mutex::new(State { ready: false, policy: Policy::new(policy), held: false, relay, standby: None }),
+            state: Mutex::new(State {
+                ready: false,
+                policy: Policy::new(policy),
+                held: false,
+                drained: record.drained_at_ms.is_some(),
+                relay,
+                standby: None,
+            }),
             workspaces: Workspaces::default(),
+            board: network.board.clone(),
+            pooled: Pooled::default(),
+            in_force: watch::Sender::new(None),
             changed: Notify::new(),
             regrouped: Notify::new(),
         });
@@ -319,6 +345,7 @@ impl Caller {
         hub.node_online(self.node, connection.clone()).await?;
         tracing::info!(node = ?self.node, name = record.name, standing = ?record.standing, "a node is connected");
         handle.carry_out(plan.unwrap_or_default());
+        network.board.join(&handle).await;
         if active {
             // What was attached meanwhile is in the store already.
             handle.regroup_workspaces().await?;
@@ -388,7 +415,20 @@ impl Caller {
                                 observed_address: record.observed_address.clone(),
                             };
                             if let Err(error) = hub.register_node(self.node, registration).await { return error.to_string() }
+                            handle.board.seat(self.node).await;
                         }
+                        Some(node_frame::Frame::Claims(claims)) => handle.board.claims(self.node, handle.number, &claims),
+                        Some(node_frame::Frame::Policy(report)) => {
+                            handle.in_force.send_replace(report.hash[..].try_into().ok());
+                            if let Err(error) = hub.note_policy(self.node, &report).await { return error.to_string() }
+                        }
+                        Some(node_frame::Frame::Browser(events)) if record.standing == Standing::Active => {
+                            match hub.store_browser_events(self.node, &events).await {
+                                Ok(stored) => if let Err(reason) = self.send(hub_frame::Frame::Browser(stored)).await { return reason },
+                                Err(error) => return error.to_string(),
+                            }
+                        }
+                        Some(node_frame::Frame::Browser(_)) => {}
                         Some(node_frame::Frame::Direct(search)) => {
                             self.introducer.search(&search, Instant::now());
                             if let Err(reason) = self.introduce(handle, &record).await { return reason }
@@ -408,7 +448,11 @@ impl Caller {
                     }
                     Err(reason) => return reason,
                 },
+                () = handle.pooled.told() => for update in handle.pooled.updates() {
+                    if let Err(reason) = self.send(hub_frame::Frame::Pool(update)).await { return reason }
+                },
                 () = handle.regrouped.notified() => {
+                    handle.board.seat(self.node).await;
                     // The ticket first: what the streams announce is fetched with it.
                     if let Err(reason) = self.renew_tickets(handle).await { return reason }
                     if record.standing == Standing::Active
@@ -486,6 +530,7 @@ impl Caller {
         let policy = hub.policy_of(self.node).await.map_err(|error| error.to_string())?.unwrap_or_default();
         lock(&handle.slots).resize(slots_of(&policy, self.request.capabilities.as_ref()));
         lock(&handle.state).policy = Policy::new(policy);
+        handle.drain(record.drained_at_ms.is_some());
         let active = record.standing == Standing::Active;
         let newly_active = active && !handle.set_ready(active);
         let configuration = configure(&self.network, handle, &record, Vec::new()).await.map_err(|error| error.to_string())?;
@@ -579,6 +624,7 @@ impl Drop for Leave {
         drop(nodes);
         let handle = self.handle.clone();
         handle.set_ready(false);
+        handle.board.leave(handle.node, handle.number);
         handle.workspaces.close();
         handle.abandon(&self.network);
     }

@@ -19,24 +19,26 @@ use cortex_wire::{
     key::Domain,
     limits,
     schema::{
-        self, EnvironmentVariable, FromTask, InventoryAnswer, InventoryVerdict, OutputAck, SandboxMode, ShellTask, Signed, StreamOpen,
-        TaskCancel, TaskInput, TaskInventory, TaskLimits, TaskRequest, TaskResponse, TaskResume, ToTask, from_task, stream_open,
-        task_request, to_task,
+        self, FromTask, InventoryAnswer, InventoryVerdict, OutputAck, ShellTask, Signed, StreamOpen, TaskCancel, TaskInput, TaskInventory,
+        TaskLimits, TaskRequest, TaskResponse, TaskResume, ToTask, from_task, stream_open, task_request, to_task,
     },
-    task::State,
+    task::{Held, Reunion, State, may_move, reunite, stale},
 };
 use futures_util::future::{BoxFuture, FutureExt as _};
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    approval,
     hub::{Hub, StdinError, lock},
     mesh::{
         Network,
         connection::{NodeHandle, TaskCommands},
+        queue::Queue,
     },
     output::{Mark, OutputError, Stream},
-    record::{Mode, Task},
+    record::{Task, approval::Grant},
+    secret::SecretError,
     store::StoreError,
     task::TransitionError,
 };
@@ -51,13 +53,15 @@ const ACK_BYTES: u64 = 1 << 20;
 const ACK_AFTER: Duration = Duration::from_millis(200);
 /// Input in one frame.
 const INPUT_BYTES: usize = 128 << 10;
+/// A task that a node refused because of its policy is given again when the node has the newest one, or after this time.
+const POLICY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The task slots of a node, who waits for one, and how to talk to those that have one.
 #[derive(Debug)]
 pub(crate) struct Slots {
     total: u32,
     used: u32,
-    waiting: VecDeque<Task>,
+    waiting: Queue,
     live: HashMap<TaskId, TaskCommands>,
     sequence: u64,
     /// While the node registers: deliveries that wait until its inventory has been compared with the store.
@@ -71,7 +75,7 @@ impl Slots {
         Self {
             total,
             used: 0,
-            waiting: VecDeque::new(),
+            waiting: Queue::default(),
             live: HashMap::new(),
             sequence: 0,
             late: Some(Vec::new()),
@@ -84,11 +88,16 @@ impl Slots {
         self.late.is_some()
     }
 
-    /// Who may start now, in the order of arrival.
+    /// Who may start now, in the order of the queue.
     fn take_waiting(&mut self) -> Vec<Task> {
-        let free = usize::try_from(self.total.saturating_sub(self.used)).unwrap_or(0).min(self.waiting.len());
-        self.used += u32::try_from(free).unwrap_or(0);
-        self.waiting.drain(..free).collect()
+        let mut next = Vec::new();
+        while self.used < self.total
+            && let Some(task) = self.waiting.pop()
+        {
+            self.used += 1;
+            next.push(task);
+        }
+        next
     }
 
     pub(crate) fn take(&mut self) -> bool {
@@ -101,11 +110,11 @@ impl Slots {
         self.total = total;
     }
 
-    /// Gives a slot back; who waited longest gets it.
+    /// Gives a slot back; whose turn it is gets it.
     fn give_back(&mut self) -> Option<Task> {
         self.used = self.used.saturating_sub(1);
         if self.used < self.total
-            && let Some(next) = self.waiting.pop_front()
+            && let Some(next) = self.waiting.pop()
         {
             self.used += 1;
             return Some(next);
@@ -118,6 +127,8 @@ impl Slots {
 #[derive(Debug)]
 pub(crate) enum Command {
     Cancel(String),
+    Resize(schema::Terminal),
+    StdinPosition(oneshot::Sender<u64>),
     Stdin { offset: u64, data: Bytes, end: bool, reply: oneshot::Sender<Result<u64, StdinError>> },
 }
 
@@ -172,18 +183,36 @@ pub(crate) fn expire_later(hub: Arc<Hub>, task: &Task) {
     });
 }
 
+/// A task that waits for a person expires when nobody has answered in time.
+pub(crate) fn ask_until(hub: Arc<Hub>, task: &Task) {
+    let (id, until) = (task.id, task.approval.as_ref().map_or(0, |approval| approval.expires_at_ms));
+    tokio::spawn(async move {
+        // The hub's clock may have gone slower than this one.
+        loop {
+            let left = until.saturating_sub(hub.now_ms());
+            tokio::time::sleep(Duration::from_millis(u64::try_from(left).unwrap_or(0))).await;
+            if hub.now_ms() >= until {
+                break;
+            }
+        }
+        // Refused when somebody has answered.
+        let _ = hub.expire_approval(id).await;
+    });
+}
+
 impl Network {
     /// After a start of the hub: tasks that wait expire in time, and tasks whose nodes do not come back are lost in time.
     pub(crate) async fn watch_open_tasks(self: Arc<Self>) -> Result<(), StoreError> {
         let mut nodes = HashSet::new();
         for task in self.hub.all_open_tasks().await? {
-            if task.state == State::Queued {
-                expire_later(self.hub.clone(), &task);
-            } else {
-                nodes.insert(task.node);
+            match task.state {
+                State::Queued => expire_later(self.hub.clone(), &task),
+                State::AwaitingApproval => ask_until(self.hub.clone(), &task),
+                _ => _ = nodes.insert(task.node),
             }
         }
         nodes.into_iter().for_each(|node| self.clone().lose_later(node));
+        self.hub.pool_tasks().await?.iter().for_each(|task| self.board.wait(task));
         Ok(())
     }
 
@@ -197,7 +226,7 @@ impl Network {
             if self.node(node).is_some() || back_since > left_at {
                 return;
             }
-            for task in open.into_iter().filter(|task| task.state != State::Queued) {
+            for task in open.into_iter().filter(|task| !matches!(task.state, State::Queued | State::AwaitingApproval)) {
                 let _ = self.hub.lose(task.id, "its node did not come back within 10 minutes").await;
             }
         });
@@ -210,11 +239,27 @@ impl NodeHandle {
         let next = lock(&self.slots).give_back();
         if let Some(task) = next {
             self.lease_and_run(task);
+        } else {
+            self.board.freed(self.node);
+        }
+    }
+
+    /// See [`crate::hub::Mesh::room`].
+    pub(crate) fn room(&self) -> Option<u32> {
+        let ready = lock(&self.state).takes_tasks();
+        let slots = lock(&self.slots);
+        match (ready, slots.is_registering()) {
+            (_, true) => Some(0),
+            (true, false) => Some(slots.total.saturating_sub(slots.used)),
+            (false, false) => None,
         }
     }
 
     /// See [`crate::hub::Mesh::deliver`].
     pub fn deliver(self: &Arc<Self>, task: Task, leased: bool) {
+        if task.pool.is_some() && !leased {
+            return self.board.wait(&task);
+        }
         let ready = lock(&self.state).takes_tasks();
         let mut slots = lock(&self.slots);
         if let Some(late) = &mut slots.late {
@@ -234,7 +279,7 @@ impl NodeHandle {
             drop(slots);
             self.lease_and_run(task);
         } else {
-            slots.waiting.push_back(task);
+            slots.waiting.push(task);
         }
     }
 
@@ -242,12 +287,24 @@ impl NodeHandle {
     pub(crate) fn set_ready(self: &Arc<Self>, ready: bool) -> bool {
         let before = std::mem::replace(&mut lock(&self.state).ready, ready);
         self.wake_waiting();
+        self.board.seat_soon(self.node);
         before
     }
 
     /// Whether the node is there and is given no tasks all the same, because it takes them only over a direct way.
     pub(crate) fn hold(self: &Arc<Self>, held: bool) {
-        if std::mem::replace(&mut lock(&self.state).held, held) && !held {
+        let before = std::mem::replace(&mut lock(&self.state).held, held);
+        if before && !held {
+            self.wake_waiting();
+        }
+        if before != held {
+            self.board.seat_soon(self.node);
+        }
+    }
+
+    /// Whether it is to finish what it has, and take nothing new.
+    pub(crate) fn drain(self: &Arc<Self>, drained: bool) {
+        if std::mem::replace(&mut lock(&self.state).drained, drained) && !drained {
             self.wake_waiting();
         }
     }
@@ -262,7 +319,7 @@ impl NodeHandle {
     /// See [`crate::hub::Mesh::cancel`].
     pub fn cancel(&self, task: TaskId, reason: String) {
         let mut slots = lock(&self.slots);
-        slots.waiting.retain(|waiting| waiting.id != task);
+        slots.waiting.remove(task);
         if let Some(commands) = slots.live.get(&task) {
             let _ = commands.try_send(Command::Cancel(reason));
         }
@@ -283,6 +340,24 @@ impl NodeHandle {
         }
     }
 
+    /// See [`crate::hub::Mesh::stdin_position`].
+    ///
+    /// # Errors
+    /// [`StdinError`].
+    pub async fn stdin_position(&self, task: TaskId) -> Result<u64, StdinError> {
+        let commands = lock(&self.slots).live.get(&task).cloned().ok_or(StdinError::NotRunning)?;
+        let (reply, answer) = oneshot::channel();
+        commands.send(Command::StdinPosition(reply)).await.map_err(|_| StdinError::NotRunning)?;
+        answer.await.map_err(|_| StdinError::NotRunning)
+    }
+
+    /// See [`crate::hub::Mesh::resize`].
+    pub fn resize(&self, task: TaskId, size: schema::Terminal) {
+        if let Some(commands) = lock(&self.slots).live.get(&task) {
+            let _ = commands.try_send(Command::Resize(size));
+        }
+    }
+
     /// The connection is gone: whoever waits in memory waits in the store as well, and what runs may yet come back.
     pub(crate) fn abandon(&self, network: &Arc<Network>) {
         let busy = {
@@ -299,33 +374,31 @@ impl NodeHandle {
     pub(crate) async fn reconcile(&self, inventory: &[TaskInventory]) -> Result<Plan, StoreError> {
         let open = self.hub.settled_tasks_of(self.node).await?;
         let mut plan = Plan::default();
-        let held: HashMap<TaskId, &TaskInventory> =
-            inventory.iter().filter_map(|item| Some((TaskId::from_slice(&item.task_id).ok()?, item))).collect();
+        let told = |item: &TaskInventory| Held { fence: item.fence, finished: item.finished, lost: item.lost };
+        let held: HashMap<TaskId, Held> =
+            inventory.iter().filter_map(|item| Some((TaskId::from_slice(&item.task_id).ok()?, told(item)))).collect();
         let mut wanted: HashMap<TaskId, InventoryVerdict> = HashMap::new();
         for task in open {
-            match held.get(&task.id) {
-                // Fence 0: the peer is just taking it in.
-                Some(item) if (item.fence == task.fence || item.fence == 0) && task.state != State::Queued => {
-                    let verdict = match (item.lost, task.cancel_asked_at_ms.is_some() && !item.finished) {
-                        (true, _) => InventoryVerdict::Forget,
-                        (false, true) => InventoryVerdict::Cancel,
-                        (false, false) => InventoryVerdict::Continue,
-                    };
-                    wanted.insert(task.id, verdict);
-                    if item.lost { plan.lost.push((task.id, "the peer was killed while it ran the task")) } else { plan.resume.push(task) }
+            let (id, item) = (task.id, held.get(&task.id).copied());
+            match reunite(task.state, task.fence, task.cancel_asked_at_ms.is_some(), item) {
+                Reunion::Resume(verdict) => {
+                    wanted.insert(id, verdict);
+                    plan.resume.push(task);
                 }
-                _ => match task.state {
-                    State::Leased => plan.again.push(task),
-                    State::Running => plan.lost.push((task.id, "the peer no longer knows the task")),
-                    _ => plan.waiting.push(task),
-                },
+                Reunion::Lost(why) => {
+                    wanted.insert(id, InventoryVerdict::Forget);
+                    plan.lost.push((id, why));
+                }
+                Reunion::Again => plan.again.push(task),
+                // It is given when somebody has said yes.
+                Reunion::Waits if task.state == State::AwaitingApproval => {}
+                Reunion::Waits => plan.waiting.push(task),
             }
         }
         for (id, item) in held {
             // What the store does not want any more: let it end, or forget that it did.
-            let stale = if item.finished || item.lost { InventoryVerdict::Forget } else { InventoryVerdict::Cancel };
-            let verdict = wanted.get(&id).copied().unwrap_or(stale);
-            plan.answers.push(InventoryAnswer { task_id: item.task_id.clone(), verdict: verdict.into() });
+            let verdict = wanted.get(&id).copied().unwrap_or_else(|| stale(item));
+            plan.answers.push(InventoryAnswer { task_id: Bytes::copy_from_slice(id.as_bytes()), verdict: verdict.into() });
         }
         Ok(plan)
     }
@@ -337,6 +410,7 @@ impl NodeHandle {
             slots.settled = plan.tasks().collect();
             slots.late.take().unwrap_or_default()
         };
+        self.board.freed(self.node);
         for (task, leased) in late {
             if !plan.tasks().any(|id| id == task.id) {
                 self.deliver(task, leased);
@@ -369,7 +443,11 @@ impl NodeHandle {
             // A connection that has been replaced takes no more: its successor has looked at the task already.
             let retired = handle.retired.clone();
             match handle.hub.lease_if(task.id, move || !retired.load(Ordering::SeqCst)).await {
-                Ok(task) => handle.spawn(task, Opening::Start),
+                Ok(task) if task.state == State::Leased => handle.spawn(task, Opening::Start),
+                Ok(task) => {
+                    ask_until(handle.hub.clone(), &task);
+                    handle.release();
+                }
                 Err(error) => {
                     tracing::debug!(task = %task.id, %error, "a waiting task was not leased");
                     handle.release();
@@ -381,41 +459,76 @@ impl NodeHandle {
     fn spawn(self: &Arc<Self>, task: Task, opening: Opening) {
         let (commands, receiver) = mpsc::channel(64);
         lock(&self.slots).live.insert(task.id, commands);
+        self.hub.terminals.attached(task.id);
         let handle = self.clone();
         tokio::spawn(async move {
-            handle.run(&task, opening, receiver).await;
+            let again = handle.run(&task, opening, receiver).await;
             lock(&handle.slots).live.remove(&task.id);
             handle.release();
+            if let Some(task) = again {
+                handle.has_newest_policy().await;
+                handle.deliver(task, false);
+            }
         });
     }
 
-    /// Drives a task until it is final, over more than one stream if a stream breaks, or until the connection is gone.
-    async fn run(&self, task: &Task, mut opening: Opening, mut commands: mpsc::Receiver<Command>) {
+    /// Waits until the node says that the hub's policy is in force there, but not for ever.
+    async fn has_newest_policy(&self) {
+        let mut in_force = self.in_force.subscribe();
+        let is_newest = |hash: &Option<[u8; 32]>| *hash == Some(lock(&self.state).policy.hash());
+        let _ = tokio::time::timeout(POLICY_PATIENCE, in_force.wait_for(is_newest)).await;
+    }
+
+    /// Drives a task until it is final, over more than one stream if a stream breaks, or until the connection is gone. Returns a task that is to be given
+    /// again.
+    async fn run(&self, task: &Task, mut opening: Opening, mut commands: mpsc::Receiver<Command>) -> Option<Task> {
+        let mut sent = opening == Opening::Resume;
         loop {
-            let error = match self.drive(task, opening, &mut commands).await {
-                Ok(()) => return,
+            let error = match self.drive(task, opening, &mut commands, &mut sent).await {
+                Ok(again) => return again,
                 Err(error) => error,
             };
             if self.connection.close_reason().is_some() {
-                return;
+                // Not a byte of it has left: others may have it at once.
+                if let Ok(task) = if sent { Err(TransitionError::NotFound) } else { self.hub.give_back(task.id, task.fence).await } {
+                    self.board.wait(&task);
+                }
+                return None;
             }
             tracing::warn!(task = %task.id, node = ?self.node, %error, "a task's stream broke; resuming");
             tokio::time::sleep(Duration::from_millis(250)).await;
             if self.hub.find_task(task.id).await.ok().flatten().is_none_or(|task| task.state.is_final()) {
-                return;
+                return None;
             }
             opening = Opening::Resume;
         }
     }
 
-    async fn drive(&self, task: &Task, opening: Opening, commands: &mut mpsc::Receiver<Command>) -> Result<(), DeliveryError> {
+    /// `sent` is set before anything of the task may be on its way to the node.
+    async fn drive(
+        &self,
+        task: &Task,
+        opening: Opening,
+        commands: &mut mpsc::Receiver<Command>,
+        sent: &mut bool,
+    ) -> Result<Option<Task>, DeliveryError> {
         let (send, recv) = self.connection.open_bi().await?;
         let mut writer = FrameWriter::new(send);
-        let mut workspace_revision = 0;
+        let (mut workspace_revision, mut secrets) = (0, Vec::new());
         let open = match opening {
             Opening::Start => {
                 workspace_revision = self.hub.workspace_revision(task.session, self.node).await?;
-                stream_open::Open::Start(self.sign(task))
+                let references;
+                (references, secrets) = match self.hub.secrets_for(task).await {
+                    Ok(found) => found,
+                    Err(SecretError::Store(error)) => return Err(error.into()),
+                    Err(error) => {
+                        // It never went to its node.
+                        self.hub.reject(task.id, "unknown_secret", &error.to_string()).await?;
+                        return Ok(None);
+                    }
+                };
+                stream_open::Open::Start(self.sign(task, references))
             }
             Opening::Resume => {
                 let mark = self.hub.outputs.lengths(task.id).await?;
@@ -427,7 +540,11 @@ impl NodeHandle {
                 })
             }
         };
-        writer.send(&StreamOpen { open: Some(open), workspace_revision }).await?;
+        *sent = true;
+        writer.send(&StreamOpen { open: Some(open), workspace_revision, secrets }).await?;
+        if let Some(size) = self.hub.terminals.size(task.id) {
+            writer.send(&ToTask { frame: Some(to_task::Frame::Resize(size)) }).await?;
+        }
         let delivery = Delivery {
             handle: self,
             task,
@@ -436,38 +553,26 @@ impl NodeHandle {
             started: None,
             stored: Mark::default(),
             acked: Mark::default(),
-            input: Input::default(),
+            input: Input { is_known: opening == Opening::Start, ..Input::default() },
+            again: None,
         };
         delivery.run(commands).await
     }
 
     /// The task as its node will check it.
-    fn sign(&self, task: &Task) -> Signed {
+    fn sign(&self, task: &Task, secrets: Vec<schema::SecretReference>) -> Signed {
         let sequence = {
             let mut slots = lock(&self.slots);
             slots.sequence += 1;
             slots.sequence
         };
-        let policy_hash = lock(&self.state).policy.hash();
-        let hub = &self.hub;
-        let spec = &task.spec;
-        let shell = ShellTask {
-            argv: spec.argv.clone(),
-            script: spec.script.clone().unwrap_or_default(),
-            shell: spec.shell.clone().unwrap_or_default(),
-            cwd: spec.cwd.clone(),
-            environment: spec.env.iter().map(|(name, value)| EnvironmentVariable { name: name.clone(), value: value.clone() }).collect(),
-            stdin: spec.stdin,
-        };
-        let mode = match spec.mode {
-            Some(Mode::Strict) => SandboxMode::Strict,
-            Some(Mode::Permissive) => SandboxMode::Permissive,
-            None => lock(&self.state).policy.rules().mode(),
+        let (hub, spec) = (&self.hub, &task.spec);
+        let (policy_hash, judged) = {
+            let state = lock(&self.state);
+            (state.policy.hash(), approval::request_of(task, &state.policy))
         };
         let request = TaskRequest {
             hub_root: hub.id().key().to_bytes(),
-            node_key: self.node.key().to_bytes(),
-            session_id: task.session.to_string(),
             session_epoch: 0,
             boot_nonce: self.boot_nonce.clone(),
             sequence,
@@ -481,15 +586,12 @@ impl NodeHandle {
                 idle_timeout_ms: spec.idle_timeout_ms.unwrap_or(0),
             }),
             policy_hash: Bytes::copy_from_slice(&policy_hash),
-            mode: mode.into(),
-            origin: Some(schema::Origin {
-                user_id: task.origin.user.to_string(),
-                via: task.origin.via.clone(),
-                token_id: task.origin.token.clone().unwrap_or_default(),
+            approval: task.approval.as_ref().and_then(|approval| approval.grant.as_ref()).map(Grant::to_message),
+            kind: Some(match spec.to_kind() {
+                task_request::Kind::Shell(shell) => task_request::Kind::Shell(ShellTask { secrets, ..shell }),
+                other => other,
             }),
-            idempotency_key: String::new(),
-            traceparent: String::new(),
-            kind: Some(task_request::Kind::Shell(shell)),
+            ..judged
         };
         hub.keys.task.seal(Domain::Task, &request)
     }
@@ -498,6 +600,8 @@ impl NodeHandle {
 /// Standard input on its way.
 #[derive(Debug, Default)]
 struct Input {
+    /// After a resumption the node says first how much the program has.
+    is_known: bool,
     sent: u64,
     acked: u64,
     waiting: VecDeque<(u64, oneshot::Sender<Result<u64, StdinError>>)>,
@@ -513,10 +617,12 @@ struct Delivery<'a> {
     stored: Mark,
     acked: Mark,
     input: Input,
+    /// The node refused it because of the policy, and it is to be given again.
+    again: Option<Task>,
 }
 
 impl Delivery<'_> {
-    async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Result<(), DeliveryError> {
+    async fn run(mut self, commands: &mut mpsc::Receiver<Command>) -> Result<Option<Task>, DeliveryError> {
         let hub = self.handle.hub.clone();
         let brief = tokio::time::sleep(BRIEF);
         tokio::pin!(brief);
@@ -544,10 +650,10 @@ impl Delivery<'_> {
                             self.begun().await?;
                         }
                     } else if self.receive(frame.frame).await? {
-                        return Ok(());
+                        return Ok(self.again);
                     }
                 }
-                Some(command) = commands.recv() => self.obey(command).await?,
+                Some(command) = commands.recv(), if self.input.is_known => self.obey(command).await?,
                 () = &mut brief, if self.started.is_some() => self.begun().await?,
                 _ = sync_at.tick(), if syncing.is_none() && self.unacked() > 0 => syncing = Some(sync(hub.clone(), self.task.id)),
             }
@@ -587,6 +693,7 @@ impl Delivery<'_> {
                 Ok(false)
             }
             Some(from_task::Frame::InputAck(ack)) => {
+                self.input.is_known = true;
                 self.input.sent = self.input.sent.max(ack.offset);
                 self.input.acked = self.input.acked.max(ack.offset);
                 while let Some((_, reply)) = self.input.waiting.pop_front_if(|(until, _)| *until <= ack.offset) {
@@ -597,8 +704,18 @@ impl Delivery<'_> {
             Some(from_task::Frame::Rejected(rejected)) => {
                 let code = cortex_wire::text::clean(&rejected.code, limits::NAME_BYTES);
                 let message = cortex_wire::text::clean(&rejected.message, limits::TEXT_BYTES);
+                let by_policy = matches!(code.as_str(), "stale_policy" | "approval_required" | "approval_mismatch");
+                if by_policy && let Ok(Some(task)) = hub.retry_policy(self.task.id, self.task.fence).await {
+                    self.again = Some(task);
+                    self.conclude().await;
+                    return Ok(true);
+                }
                 // The peer was asked to go on with something it does not know: its journal is gone, and whether the task ran is unknown.
                 let told = match code.as_str() {
+                    code if self.task.pool.is_some() && may_move(code) => {
+                        let given_back = hub.give_back(self.task.id, self.task.fence).await;
+                        given_back.inspect(|task| self.handle.board.wait(task))
+                    }
                     "unknown_task" => hub.lose(self.task.id, "the peer no longer knows the task").await,
                     _ => hub.reject(self.task.id, &code, &message).await,
                 };
@@ -645,7 +762,12 @@ impl Delivery<'_> {
     async fn obey(&mut self, command: Command) -> Result<(), DeliveryError> {
         match command {
             Command::Cancel(reason) => self.send(to_task::Frame::Cancel(TaskCancel { reason })).await,
-            Command::Stdin { reply, .. } if !self.task.spec.stdin => {
+            Command::Resize(size) => self.send(to_task::Frame::Resize(size)).await,
+            Command::StdinPosition(reply) => {
+                let _ = reply.send(self.input.acked);
+                Ok(())
+            }
+            Command::Stdin { reply, .. } if !self.task.spec.takes_input() => {
                 let _ = reply.send(Err(StdinError::NoStdin));
                 Ok(())
             }
@@ -666,9 +788,10 @@ impl Delivery<'_> {
     ) -> Result<(), DeliveryError> {
         let known = usize::try_from(self.input.sent - offset).unwrap_or(usize::MAX).min(data.len());
         let _ = data.split_to(known);
-        let until = self.input.sent + data.len() as u64;
+        let until = (offset + known as u64).max(self.input.acked) + data.len() as u64;
         if data.is_empty() && !end {
-            let _ = reply.send(Ok(self.input.sent));
+            // It was sent before; whoever sends it again wants to hear that it arrived.
+            self.await_ack(until, reply);
             return Ok(());
         }
         if until.saturating_sub(self.input.acked) > limits::INPUT_WINDOW_BYTES as u64 {
@@ -685,13 +808,17 @@ impl Delivery<'_> {
                 break;
             }
         }
+        self.await_ack(until, reply);
+        Ok(())
+    }
+
+    /// Answers when the program has its input up to there: at once when no byte of it is left to be acknowledged.
+    fn await_ack(&mut self, until: u64, reply: oneshot::Sender<Result<u64, StdinError>>) {
         if until <= self.input.acked {
-            // Only the end was new: no byte is left to be acknowledged.
             let _ = reply.send(Ok(until));
         } else {
             self.input.waiting.push_back((until, reply));
         }
-        Ok(())
     }
 
     async fn send(&mut self, frame: to_task::Frame) -> Result<(), DeliveryError> {

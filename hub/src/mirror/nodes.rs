@@ -76,6 +76,7 @@ pub struct NodeSync {
 
 /// A path that cannot be synced, and why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = SyncProblem)]
 pub struct Problem {
     /// Where; "": the whole workspace.
     pub path: String,

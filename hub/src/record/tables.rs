@@ -7,10 +7,14 @@ use cortex_wire::{
 
 use super::{
     ApiToken, AuditRow, Digest, Event, IdempotencyEntry, Invite, LoginSession, Node, Notice, OutputRecord, Session, SetupToken, Task, User,
+    approval::Grant,
     mirror::{CommitRecord, ConflictRecord, VerdictRecord, WorkspaceRecord},
 };
 use crate::{
+    browser::{BrowserEvent, BrowserSeen},
+    policy::PolicyChange,
     relay::RelayRecord,
+    secret::SecretRecord,
     store::{Index, Proto, Table},
 };
 
@@ -50,10 +54,24 @@ pub const TASKS_OF_SESSION: Index<SessionId, TaskId> = Index::new(31, "tasks_of_
 pub const OPEN_TASKS_OF_NODE: Index<NodeId, TaskId> = Index::new(32, "open_tasks_of_node");
 /// Tasks of a session that are not final.
 pub const OPEN_TASKS_OF_SESSION: Index<SessionId, TaskId> = Index::new(33, "open_tasks_of_session");
+/// Tasks of a session that wait in the pool.
+pub const POOL_TASKS: Index<SessionId, TaskId> = Index::new(36, "pool_tasks");
 /// What tasks printed: short output itself, of long output where it is.
 pub const OUTPUTS: Table<TaskId, OutputRecord> = Table::new(34, "task_output");
 /// Dispatches that may be asked for again, by the hash of user, session and key.
 pub const IDEMPOTENCY: Table<Digest, IdempotencyEntry> = Table::new(35, "idempotency_keys");
+/// Tasks of a node that wait for a person.
+pub const APPROVALS_OF_NODE: Index<NodeId, TaskId> = Index::new(83, "approvals_of_node");
+/// Remembered approvals, by node and the task that they were given for.
+pub const GRANTS: Table<(NodeId, TaskId), Grant> = Table::new(84, "approvals");
+/// What changed in nodes' policies, by version.
+pub const POLICY_CHANGES: Table<(NodeId, u64), PolicyChange> = Table::new(85, "policy_changes");
+/// When tasks ended whose output is not kept.
+pub const FORGETTABLE: Table<TaskId, i64> = Table::new(70, "forgettable_output");
+/// Secrets of users, by name.
+pub const SECRETS_OF_USER: Table<(UserId, String), SecretRecord> = Table::new(71, "secrets_of_user");
+/// Secrets of sessions, by name.
+pub const SECRETS_OF_SESSION: Table<(SessionId, String), SecretRecord> = Table::new(72, "secrets_of_session");
 /// The hub-wide feed.
 pub const NOTICES: Table<u64, Notice> = Table::new(40, "notices");
 /// The audit chain.
@@ -70,6 +88,10 @@ pub const SNAPSHOTS: Table<(SessionId, (u64, u64)), schema::PackedBatch, Proto> 
 pub const CONFLICTS: Table<(SessionId, u64), ConflictRecord, Proto> = Table::new(54, "conflicts");
 /// Answers to proposals that a node may send again, by its sequence.
 pub const VERDICTS: Table<(SessionId, (NodeId, u64)), VerdictRecord, Proto> = Table::new(55, "verdicts");
+/// What happened in the browsers of a session.
+pub const BROWSER_EVENTS: Table<(SessionId, u64), BrowserEvent> = Table::new(64, "browser_events");
+/// Up to which event each node has told.
+pub const BROWSER_SEEN: Table<(SessionId, NodeId), BrowserSeen> = Table::new(65, "browser_seen");
 /// Relays that were added while the hub runs, by the text of their key.
 pub const RELAYS: Table<str, RelayRecord> = Table::new(60, "relays");
 /// Written and read by the readiness check.

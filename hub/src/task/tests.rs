@@ -1,3 +1,4 @@
+use cortex_wire::pool::{Claim, Declined, Grant, Placement, ranking};
 use proptest::prelude::*;
 
 use super::{
@@ -341,5 +342,167 @@ proptest! {
             assert!(told.windows(2).all(|pair| pair[0] == pair[1] || pair[0].may_become(pair[1])), "{told:?}");
             assert_eq!(site.hub.verify_audit(&ann).await.unwrap().broken, None);
         });
+    }
+}
+
+fn pooled() -> DispatchRequest {
+    DispatchRequest { pool: true, ..request("true") }
+}
+
+/// A claim on a task, as the pool hands it over.
+fn claim(task: &Task, nodes: &[NodeId], claims: &[NodeId]) -> Grant {
+    let claims: Vec<_> = claims.iter().map(|node| Claim { node: *node, refused: false }).collect();
+    let placement = Placement { round: 1, ranking: ranking(&task.id, nodes.iter().copied()), claims: claims.clone() };
+    Grant { task: task.id, fence: task.fence, node: claims[0].node, placement }
+}
+
+async fn granted(site: &Site, grant: Grant) -> Result<(), Declined> {
+    site.hub.grant(vec![grant]).await.unwrap().remove(0).1
+}
+
+#[tokio::test]
+async fn a_task_of_the_pool_is_granted_once_by_its_fence_and_the_log_replays() {
+    let site = Site::new().await;
+    let ann = site.admin().await;
+    let nodes = [site.node(&ann, 1).await, site.node(&ann, 2).await];
+    let session = site.session(&ann, &nodes).await;
+    assert_eq!(code(site.dispatch(&ann, session, request("true"), None).await), Some("ambiguous_node"));
+    assert_eq!(code(site.dispatch(&ann, session, pooled(), None).await), Some("no_candidate"));
+    let waits = site.dispatch(&ann, session, DispatchRequest { queue_timeout_ms: 9_000, ..pooled() }, None).await.unwrap().task;
+    assert_eq!(waits.state, State::Queued);
+    assert!(waits.pool.unwrap().waits.unwrap().contains("offline"));
+    nodes.iter().for_each(|node| _ = lock(&site.mesh.slots).insert(*node, 1));
+    site.mesh.calls();
+    let task = site.dispatch(&ann, session, pooled(), None).await.unwrap().task;
+    assert_eq!((task.state, task.fence), (State::Offered, 0));
+    assert_eq!(site.mesh.calls(), [Call::Offer(task.id)]);
+    assert_eq!(site.hub.pool_tasks().await.unwrap().len(), 2);
+    assert_eq!(site.hub.all_open_tasks().await.unwrap(), [], "no node has it");
+    let grant = claim(&task, &nodes, &[nodes[1], nodes[0]]);
+    assert_eq!(granted(&site, Grant { fence: 7, ..grant.clone() }).await, Err(Declined::Gone));
+    assert_eq!(granted(&site, Grant { node: node_id(9), ..grant.clone() }).await, Err(Declined::Unfit));
+    assert_eq!(granted(&site, grant.clone()).await, Ok(()));
+    assert_eq!(site.mesh.calls(), [Call::Deliver { task: task.id, leased: true }]);
+    assert_eq!(granted(&site, claim(&task, &nodes, &[nodes[0]])).await, Err(Declined::Gone), "once");
+    let leased = site.hub.task(&ann, task.id).await.unwrap();
+    assert_eq!((leased.state, leased.fence, leased.node), (State::Leased, 1, nodes[1]));
+    // Its node has not got it: it waits again, and another one gets it under a higher fence.
+    let again = site.hub.give_back(task.id, 1).await.unwrap();
+    assert_eq!((again.state, again.fence), (State::Queued, 1));
+    assert_eq!(site.hub.open_tasks_of(nodes[1]).await.unwrap(), []);
+    site.hub.offered(vec![task.id]).await.unwrap();
+    assert_eq!(granted(&site, grant).await, Err(Declined::Gone), "the old fence");
+    assert_eq!(granted(&site, claim(&again, &nodes, &[nodes[0]])).await, Ok(()));
+    assert_eq!(granted(&site, claim(&waits_now(&site).await, &nodes, &[nodes[0]])).await, Err(Declined::Full));
+    let events = site.hub.session_events(&ann, session, 0, 999).await.unwrap();
+    assert_eq!(pool::replay(&events), Ok([(task.id, (2, nodes[0]))].into()));
+    assert_eq!(states(&site, &ann, session, task.id).await, ["offered", "leased", "queued", "offered", "leased"]);
+    let mut forged = events.clone();
+    let row = forged.iter_mut().rfind(|event| !event.data["placement"].is_null()).unwrap();
+    row.data["node_id"] = json!(nodes[1]);
+    assert!(matches!(pool::replay(&forged), Err(pool::ReplayFault::Differs { .. })));
+    // It outlives a restart.
+    let site = site.restart().await;
+    assert_eq!(site.hub.pool_tasks().await.unwrap().len(), 1);
+    assert_eq!(site.hub.open_tasks_of(nodes[0]).await.unwrap().len(), 1);
+}
+
+async fn waits_now(site: &Site) -> Task {
+    site.hub.pool_tasks().await.unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn a_drained_node_is_not_chosen() {
+    let site = Site::new().await;
+    let ann = site.admin().await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let other = site.node(&ann, 2).await;
+    lock(&site.mesh.slots).insert(other, 1);
+    site.hub.attach_node(&ann, session, other).await.unwrap();
+    let selecting = |selector: &str| DispatchRequest { selector: Some(selector.into()), ..request("true") };
+    assert_eq!(code(site.dispatch(&ann, session, selecting("os=linux"), None).await), Some("ambiguous_node"));
+    let drained = site.hub.drain_node(&ann, node, true).await.unwrap();
+    assert_eq!(site.hub.drain_node(&ann, node, true).await.unwrap().drained_at_ms, drained.drained_at_ms);
+    assert_eq!(site.dispatch(&ann, session, selecting("os=linux"), None).await.unwrap().task.node, other);
+    let named = DispatchRequest { node: Some(node), ..request("true") };
+    assert_eq!(code(site.dispatch(&ann, session, named, None).await), Some("node_drained"));
+    let task = site.dispatch(&ann, session, pooled(), None).await.unwrap().task;
+    assert_eq!(granted(&site, claim(&task, &[node], &[node])).await, Err(Declined::Unfit));
+    assert_eq!(code(site.dispatch(&ann, session, selecting("os=plan9"), None).await), Some("no_candidate"));
+    assert_eq!(code(site.dispatch(&ann, session, selecting("os="), None).await), Some("malformed_task"));
+    let strict = TaskSpec { mode: Some(crate::record::Mode::Strict), ..pooled().spec };
+    assert_eq!(code(site.dispatch(&ann, session, DispatchRequest { spec: strict, ..pooled() }, None).await), Some("no_candidate"));
+    site.hub.drain_node(&ann, node, false).await.unwrap();
+    assert_eq!(granted(&site, claim(&task, &[node], &[node])).await, Ok(()));
+    assert_eq!(site.hub.cancel(&ann, task.id).await.unwrap().state, State::Leased);
+    let bob = site.member("bob").await;
+    assert_eq!(code(site.hub.drain_node(&bob, node, true).await), Some("not_found"));
+}
+
+#[tokio::test]
+async fn lost_work_that_may_be_done_twice_is_done_again_and_no_other() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let asked = |retries| {
+        let plain = request("true");
+        DispatchRequest { spec: TaskSpec { idempotent: retries > 0, retries, ..plain.spec }, ..plain }
+    };
+    let plain = site.dispatch(&ann, session, asked(0), None).await.unwrap().task;
+    assert_eq!(site.hub.lose(plain.id, "x").await.unwrap().retried_as, None);
+    let first = site.dispatch(&ann, session, asked(2), None).await.unwrap().task;
+    site.mesh.calls();
+    let mut lost = first.clone();
+    for attempt in 2..=3 {
+        let now = site.hub.lose(lost.id, "x").await.unwrap();
+        let next = site.hub.find_task(now.retried_as.expect("another attempt")).await.unwrap().unwrap();
+        assert_eq!((now.state, next.state, next.attempt, next.retry_of), (State::Lost, State::Queued, attempt, Some(lost.id)));
+        assert_eq!(site.mesh.calls(), [Call::Deliver { task: next.id, leased: false }]);
+        assert_eq!(site.hub.lose(lost.id, "x").await.unwrap(), now, "once");
+        lost = site.hub.lease(next.id).await.unwrap();
+    }
+    assert_eq!(site.hub.lose(lost.id, "x").await.unwrap().retried_as, None, "twice was asked for");
+
+    // Neither what was to end anyway, nor where the node is gone.
+    let cancelled = site.dispatch(&ann, session, asked(1), None).await.unwrap().task;
+    site.hub.cancel(&ann, cancelled.id).await.unwrap();
+    assert_eq!(site.hub.lose(cancelled.id, "x").await.unwrap().retried_as, None);
+    let detached = site.dispatch(&ann, session, asked(1), None).await.unwrap().task;
+    site.hub.detach_node(&ann, session, node).await.unwrap();
+    assert!(site.hub.find_task(detached.id).await.unwrap().unwrap().retried_as.is_none());
+    let spec = TaskSpec { retries: 1, ..request("true").spec };
+    assert_eq!(code(site.dispatch(&ann, session, DispatchRequest { spec, ..request("true") }, None).await), Some("malformed_task"));
+}
+
+#[tokio::test]
+async fn output_that_is_not_to_be_kept_is_forgotten_after_the_end() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, node) = site.workplace(&ann, 1).await;
+    let plain = request("true");
+    let asked = DispatchRequest { spec: TaskSpec { forget_output: true, ..plain.spec.clone() }, ..plain };
+    let task = site.dispatch(&ann, session, asked, None).await.unwrap().task;
+    let kept = site.run(&ann, session).await.unwrap();
+    for id in [task.id, kept.id] {
+        site.hub.outputs.append(id, Stream::Stdout, 0, vec![7; 100_000].into()).await.unwrap();
+    }
+    for task in [&task, &kept] {
+        let word = TaskResponse { stdout_bytes: 100_000, ..response(task, 0) };
+        site.hub.finish(task.id, node, &word, &signed(1, &word)).await.unwrap();
+    }
+    let read = async |site: &Site, id| site.hub.read_output(&ann, id, Stream::Stdout, 0, 9).await.unwrap();
+    site.hub.forget_outputs(None).await.unwrap();
+    assert_eq!(read(&site, task.id).await, Piece::Data(vec![7; 9].into()), "there is a minute to look at it");
+    // The hub is stopped meanwhile; its next sweep does it.
+    let site = site.restart().await;
+    site.pass(120_000);
+    site.hub.sweep().await.unwrap();
+    assert_eq!(read(&site, task.id).await, Piece::End);
+    assert_eq!(read(&site, kept.id).await, Piece::Data(vec![7; 9].into()));
+    let gone = site.path().join("output").join(task.id.to_string());
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while gone.exists() {
+        assert!(std::time::Instant::now() < patience, "its file stays");
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
 }

@@ -21,10 +21,11 @@ use cortex_wire::{
     invite::{self, RelayEndpoint},
     key::{KeyError, PublicKey, find_statement},
     limits,
+    pool::Claimant,
     route::Route,
     schema::{
-        DirectSearch, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, RegistrationRequest, RelayNews, StreamOpen,
-        SyncConfiguration, hub_frame, node_frame, stream_open::Open,
+        DirectSearch, Goodbye, HubFrame, HubHello, KeyPurpose, NodeFrame, NodeStanding, PoolClaims, RegistrationRequest, RelayNews,
+        StreamOpen, SyncConfiguration, hub_frame, node_frame, stream_open::Open,
     },
     text,
 };
@@ -115,6 +116,9 @@ pub(crate) struct Session {
     registered: Option<Registered>,
     /// The way that was shown last.
     shown: Option<Way>,
+    /// What the pool has offered on this connection.
+    claimant: Claimant,
+    since: Instant,
 }
 
 impl Mesh {
@@ -177,6 +181,8 @@ impl Mesh {
             acknowledged: 0,
             registered: None,
             shown: None,
+            claimant: Claimant::default(),
+            since: Instant::now(),
         };
         session.configure(self, &configuration, &hello, sequences).await?;
         Ok(session)
@@ -266,12 +272,16 @@ impl Session {
         {
             tracing::error!(%error, "the hub's policy was not taken over");
         }
+        if let Some(report) = mesh.options.tasks.policy_report().filter(|_| configuration.policy.is_some()) {
+            self.send(node_frame::Frame::Policy(report)).await?;
+        }
         if let Some(ticket) = &configuration.ticket {
             mesh.links.ticket(ticket.clone()).await;
         }
         mesh.options.tasks.apply(&configuration.inventory);
         if let Some(left) = &configuration.left {
             mesh.options.mirror.forget(left);
+            mesh.options.tasks.leave(left);
         }
         let key = mesh.options.key.public();
         if active && !self.active {
@@ -306,8 +316,26 @@ impl Session {
         let mut way = known(&view.borrow_and_update());
         let mut searched = view.borrow().search.0;
         let mut answer = Answer::Here;
+        let mut running = mesh.options.tasks.watch_running();
+        let lifecycle = mesh.options.lifecycle.clone();
+        let mut leaving = false;
+        let outbox = mesh.options.tasks.browsers().map(|browsers| browsers.outbox().clone()).unwrap_or_default();
+        let mut browser_news = outbox.news();
+        // One batch at a time is under way: the hub's answer brings the next.
+        let mut told = None;
         loop {
+            let free = mesh.options.tasks.free_slots();
+            let (claim_due, has_offers) = (self.claim_due(free), !self.claimant.is_empty());
             tokio::select! {
+                Ok(()) = browser_news.changed(), if self.active => {
+                    if let Some(events) = outbox.next() {
+                        let what = Some((events.browser.clone(), events.first));
+                        if what != told {
+                            told = what;
+                            if let Err(error) = self.send(node_frame::Frame::Browser(events)).await { return Ended::Hub(error.to_string()) }
+                        }
+                    }
+                }
                 () = &mut drained => return Ended::Stop,
                 stream = self.connection.accept_bi() => match stream {
                     Ok((send, recv)) => self.serve(mesh, send, recv),
@@ -323,6 +351,13 @@ impl Session {
                     Ok(None) => return Ended::Hub("the hub closed the control stream".into()),
                     Err(error) => return Ended::Hub(self.connection.close_reason().map_or_else(|| error.to_string(), |e| closed(&e))),
                 },
+                () = until(claim_due) => if let Err(error) = self.claim(free).await { return Ended::Hub(error.to_string()) },
+                Ok(()) = running.changed(), if has_offers => {}
+                () = lifecycle.draining(), if !leaving => {
+                    leaving = true;
+                    let frame = node_frame::Frame::Claims(PoolClaims { claims: Vec::new(), closed: true });
+                    if let Err(error) = self.send(frame).await { return Ended::Hub(error.to_string()) }
+                }
                 Ok(()) = view.changed() => {
                     let now = view.borrow_and_update().clone();
                     if now.instance != 0 && now.instance != self.instance { return Ended::Restarted }
@@ -399,14 +434,45 @@ impl Session {
             }
             Some(hub_frame::Frame::Left(left)) => {
                 mesh.options.mirror.forget(&left);
+                mesh.options.tasks.leave(&left);
+                Ok(false)
+            }
+            Some(hub_frame::Frame::Browser(stored)) => {
+                if let Some(browsers) = mesh.options.tasks.browsers() {
+                    browsers.outbox().stored(&stored);
+                }
                 Ok(false)
             }
             Some(hub_frame::Frame::Direct(offer)) => {
                 mesh.links.offered(offer).await;
                 Ok(false)
             }
+            Some(hub_frame::Frame::Pool(update)) => {
+                self.claimant.hear(&update, self.now_ms());
+                Ok(false)
+            }
             Some(hub_frame::Frame::Drain(_)) | None => Ok(false),
         }
+    }
+
+    /// Milliseconds since this connection began.
+    fn now_ms(&self) -> i64 {
+        i64::try_from(self.since.elapsed().as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// When something of the pool is to be claimed, with so many free slots.
+    fn claim_due(&self, free: u32) -> Option<Instant> {
+        let due_ms = self.claimant.due_ms(free)?;
+        Some(self.since + Duration::from_millis(u64::try_from(due_ms).unwrap_or(0)))
+    }
+
+    /// Claims what is due.
+    async fn claim(&mut self, free: u32) -> Result<(), StreamError> {
+        let claims = self.claimant.claims(free, self.now_ms());
+        if claims.is_empty() {
+            return Ok(());
+        }
+        self.send(node_frame::Frame::Claims(PoolClaims { claims, closed: false })).await
     }
 
     async fn beat(&mut self, mesh: &mut Mesh, view: &View) -> Result<(), StreamError> {

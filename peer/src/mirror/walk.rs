@@ -21,6 +21,8 @@ use cortex_wire::{
 };
 use rustix::{fs::readlinkat, io::Errno};
 
+use crate::sandbox;
+
 use super::{
     cache::{Cache, Known, KnownFile},
     gather::Gather,
@@ -388,6 +390,9 @@ impl Look<'_> {
                 return Seen::Unknown;
             }
         };
+        if sandbox::is_placeholder(stat.mode, stat.size) {
+            return Seen::Nothing;
+        }
         let known = self.cache().get(path).cloned();
         let file_type = stat.file_type();
         let is_folder = file_type.is_dir();

@@ -9,10 +9,12 @@ use std::{
     ffi::{CStr, CString, c_char, c_int, c_short},
     io,
     mem::MaybeUninit,
-    os::fd::{AsRawFd as _, BorrowedFd},
+    os::fd::{AsRawFd as _, BorrowedFd, OwnedFd},
     ptr,
     time::Duration,
 };
+
+use rustix::process::Pid;
 
 use super::{Exit, Status};
 
@@ -30,14 +32,25 @@ pub(super) struct Program<'a> {
     pub folder: BorrowedFd<'a>,
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
+    /// Opened as all three instead, by the leader of the new session: it becomes its controlling terminal.
+    pub terminal: Option<&'a CStr>,
+    /// Descriptors 3, 4, and so on.
+    pub more: &'a [BorrowedFd<'a>],
 }
 
 /// Starts a program as the leader of a new session, with default signal dispositions and nothing blocked. Returns once it runs.
 pub(super) fn spawn(program: &Program<'_>) -> io::Result<i32> {
     let mut actions = Actions::new()?;
     actions.enter(program.folder)?;
-    for (target, source) in (0..).zip(program.stdio) {
-        actions.put(source, target)?;
+    // Above everything that is a target, so that none is overwritten before it is copied.
+    let above = 3 + i32::try_from(program.more.len()).unwrap_or(0);
+    let raised = program.more.iter().map(|fd| Ok(rustix::io::fcntl_dupfd_cloexec(fd, above)?)).collect::<io::Result<Vec<OwnedFd>>>()?;
+    match program.terminal {
+        Some(terminal) => actions.open_terminal(terminal)?,
+        None => (0..).zip(program.stdio).try_for_each(|(target, source)| actions.put(source.as_raw_fd(), target))?,
+    }
+    for (target, source) in (3..).zip(&raised) {
+        actions.put(source.as_raw_fd(), target)?;
     }
     let attributes = Attributes::new()?;
     let argv = pointers(program.argv);
@@ -69,24 +82,43 @@ pub(super) fn wait(pid: i32) -> io::Result<Option<Exit>> {
     match result {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(None),
-        _ => Ok(Some(Exit {
-            status: if libc::WIFSIGNALED(status) {
-                Status::Signal(libc::WTERMSIG(status))
-            } else {
-                Status::Code(libc::WEXITSTATUS(status))
-            },
-            user: duration(usage.ru_utime),
-            system: duration(usage.ru_stime),
-            peak_memory_bytes: peak_memory(usage.ru_maxrss),
-        })),
+        _ => Ok(Some(exit_of(status, &usage))),
+    }
+}
+
+/// Waits until a child has ended: this one, or any.
+pub(crate) fn wait_for(pid: Option<Pid>) -> io::Result<(Pid, Exit)> {
+    let mut status: c_int = 0;
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    loop {
+        // SAFETY: both pointers are to memory of the right type; all zeroes is a valid rusage.
+        let (result, usage) = unsafe {
+            let result = libc::wait4(pid.map_or(-1, |pid| pid.as_raw_nonzero().get()), &raw mut status, 0, usage.as_mut_ptr());
+            (result, usage.assume_init())
+        };
+        match (result, io::Error::last_os_error()) {
+            (-1, error) if error.kind() == io::ErrorKind::Interrupted => {}
+            (-1, error) => return Err(error),
+            (ended, _) => return Ok((Pid::from_raw(ended).ok_or(io::ErrorKind::NotFound)?, exit_of(status, &usage))),
+        }
+    }
+}
+
+fn exit_of(status: c_int, usage: &libc::rusage) -> Exit {
+    Exit {
+        status: if libc::WIFSIGNALED(status) { Status::Signal(libc::WTERMSIG(status)) } else { Status::Code(libc::WEXITSTATUS(status)) },
+        user: duration(usage.ru_utime),
+        system: duration(usage.ru_stime),
+        peak_memory_bytes: peak_memory(usage.ru_maxrss),
     }
 }
 
 /// Marks an inherited file descriptor so that no program we start inherits it in turn.
-pub(super) fn close_on_exec(fd: i32) {
+pub(crate) fn close_on_exec(fd: i32) -> io::Result<()> {
     // SAFETY: F_SETFD changes a flag of the descriptor number, if there is one; nothing is closed and no memory is touched.
-    unsafe {
-        libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+    match unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
     }
 }
 
@@ -125,9 +157,16 @@ impl Actions {
         checked(unsafe { libc::posix_spawn_file_actions_addfchdir_np(&raw mut self.0, folder.as_raw_fd()) })
     }
 
-    fn put(&mut self, source: BorrowedFd<'_>, target: i32) -> io::Result<()> {
+    fn put(&mut self, source: i32, target: i32) -> io::Result<()> {
         // SAFETY: the actions are initialised.
-        checked(unsafe { libc::posix_spawn_file_actions_adddup2(&raw mut self.0, source.as_raw_fd(), target) })
+        checked(unsafe { libc::posix_spawn_file_actions_adddup2(&raw mut self.0, source, target) })
+    }
+
+    /// Attributes come before actions, so the session is new when the terminal is opened.
+    fn open_terminal(&mut self, path: &CStr) -> io::Result<()> {
+        // SAFETY: the actions are initialised, and they copy the path.
+        checked(unsafe { libc::posix_spawn_file_actions_addopen(&raw mut self.0, 0, path.as_ptr(), libc::O_RDWR, 0) })?;
+        (1..3).try_for_each(|target| self.put(0, target))
     }
 }
 

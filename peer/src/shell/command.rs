@@ -14,15 +14,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use bytes::Bytes;
 use cortex_runtime::keyfile::make_private_dir;
 use cortex_wire::{
     id::{SessionId, TaskId},
-    schema::ShellTask,
+    schema::{self, ShellTask},
 };
 use rustix::{
     fs::{Access, AtFlags, FileType, Mode, OFlags, accessat, mkdirat, openat, statat},
     io::Errno,
 };
+
+use super::kept::{self, Began, Kept};
 
 /// Linux takes no single argument of this size or more, its closing zero included (MAX_ARG_STRLEN).
 const ARGUMENT_BYTES: usize = 128 * 1024;
@@ -63,13 +66,39 @@ pub struct Command {
     pub environment: Vec<CString>,
     /// Where it begins.
     pub folder: OwnedFd,
+    /// The session's folder.
+    pub root: OwnedFd,
+    /// Where that is.
+    pub root_path: PathBuf,
+    /// Where `folder` is.
+    pub folder_path: PathBuf,
     /// Keeps a script in a file for as long as it runs.
     pub script: Option<ScriptFile>,
+    /// It runs in a terminal of this size.
+    pub terminal: Option<schema::Terminal>,
+    /// It says at its end what the next command of its shell session begins with.
+    pub began: Option<Began>,
+}
+
+/// What a command is given besides what its task says.
+#[derive(Debug, Default)]
+pub struct Beside<'a> {
+    /// What its shell session kept.
+    pub kept: Kept,
+    /// Variables with their values.
+    pub secrets: &'a [(String, Bytes)],
 }
 
 /// A script too long for an argument; the file goes with the value.
 #[derive(Debug)]
 pub struct ScriptFile(PathBuf);
+
+impl ScriptFile {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
 
 impl Drop for ScriptFile {
     fn drop(&mut self) {
@@ -97,18 +126,28 @@ pub fn inherited_environment(allowed: &[String], from: impl IntoIterator<Item = 
 ///
 /// # Errors
 /// Why it cannot start, for the person who asked.
-pub fn prepare(task: &ShellTask, session: &SessionId, id: &TaskId, place: &Place) -> Result<Command, String> {
-    let root = place.workspace_dir.join(session.to_string());
-    let folder = open_folder(&place.workspace_dir, &session.to_string(), &task.cwd)?;
-    let pwd = if task.cwd.is_empty() { root } else { root.join(&task.cwd) };
-    let environment = environment_of(task, session, id, place, &pwd);
+pub fn prepare(task: &ShellTask, session: &SessionId, id: &TaskId, place: &Place, beside: &Beside<'_>) -> Result<Command, String> {
+    let root_path = place.workspace_dir.join(session.to_string());
+    let (cwd, (root, folder)) = match open_folder(&place.workspace_dir, &session.to_string(), cwd_of(task, &beside.kept)) {
+        // What a shell session came to may be gone.
+        Err(_) if task.cwd.is_empty() => (String::new(), open_folder(&place.workspace_dir, &session.to_string(), "")?),
+        folders => (cwd_of(task, &beside.kept).to_owned(), folders?),
+    };
+    let pwd = if cwd.is_empty() { root_path.clone() } else { root_path.join(&cwd) };
+    let environment = environment_of(task, session, id, place, &pwd, beside);
     let search = environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.clone()).unwrap_or_default();
 
     let mut script = None;
-    let (name, argv) = if task.script.is_empty() {
-        (task.argv[0].as_str(), task.argv.clone())
+    let shell = if task.shell.is_empty() { place.shell.as_str() } else { task.shell.as_str() };
+    let keeps = task.shell_session.is_some() && !task.script.is_empty();
+    let (name, argv) = if let Some(name) = task.argv.first() {
+        (name.as_str(), task.argv.clone())
+    } else if task.script.is_empty() {
+        // In a terminal.
+        (shell, vec![shell.to_owned()])
+    } else if keeps {
+        (shell, kept_argv(shell, &task.script)?)
     } else {
-        let shell = if task.shell.is_empty() { place.shell.as_str() } else { task.shell.as_str() };
         if task.script.len() < ARGUMENT_BYTES {
             (shell, vec![shell.to_owned(), "-c".to_owned(), task.script.clone()])
         } else {
@@ -122,13 +161,38 @@ pub fn prepare(task: &ShellTask, session: &SessionId, id: &TaskId, place: &Place
         return Err(format!("argument {long} is larger than 128 KiB, more than Linux passes to a program; send it as a file or on stdin"));
     }
     let path = find_program(name, &search, &folder, &pwd)?;
+    let secrets = || beside.secrets.iter().map(|(_, value)| value.clone()).collect();
+    let began = keeps.then(|| Began { root: root_path.clone(), folder: cwd, environment: environment.clone(), secrets: secrets() });
     Ok(Command {
+        terminal: task.terminal,
+        began,
         path: c_string(path)?,
         argv: argv.into_iter().map(c_string).collect::<Result<_, _>>()?,
         environment: environment.into_iter().map(|(name, value)| assignment(name, &value)).collect::<Result<_, _>>()?,
         folder,
+        root,
+        root_path,
+        folder_path: pwd,
         script,
     })
+}
+
+/// Where a task begins: where it says, or where its shell session was.
+fn cwd_of<'a>(task: &'a ShellTask, kept: &'a Kept) -> &'a str {
+    if task.cwd.is_empty() { &kept.folder } else { &task.cwd }
+}
+
+/// A script whose shell says at its end what is to be kept.
+fn kept_argv(shell: &str, script: &str) -> Result<Vec<String>, String> {
+    if !kept::is_posix(shell) {
+        return Err(format!(
+            "`{shell}` cannot keep a shell session; name sh, bash, dash, ksh or zsh as `shell`, or leave `shell_session` out"
+        ));
+    }
+    if script.len() >= ARGUMENT_BYTES {
+        return Err("a script of a shell session has less than 128 KiB; put it into a file of the workspace and run that".into());
+    }
+    Ok([shell, "-c", kept::WRAPPER, shell, script].map(str::to_owned).into())
 }
 
 /// Says why a prepared program did not start after all.
@@ -147,23 +211,36 @@ pub fn explain(command: &Command, error: &io::Error) -> String {
     }
 }
 
-fn environment_of(task: &ShellTask, session: &SessionId, id: &TaskId, place: &Place, pwd: &Path) -> Vec<(OsString, OsString)> {
+fn environment_of(
+    task: &ShellTask,
+    session: &SessionId,
+    id: &TaskId,
+    place: &Place,
+    pwd: &Path,
+    beside: &Beside<'_>,
+) -> Vec<(OsString, OsString)> {
     let mut environment = place.environment.clone();
-    let mut set = |name: &str, value: &OsStr| {
+    environment.retain(|(known, _)| !beside.kept.unset.contains(known));
+    let mut set = |name: &OsStr, value: &OsStr| {
         environment.retain(|(known, _)| known != name);
         environment.push((name.into(), value.into()));
     };
-    set("PWD", pwd.as_os_str());
-    for variable in &task.environment {
-        set(&variable.name, OsStr::new(&variable.value));
+    if task.terminal.is_some() {
+        set("TERM".as_ref(), "xterm-256color".as_ref());
     }
-    set("CORTEX_SESSION", OsStr::new(&session.to_string()));
-    set("CORTEX_TASK", OsStr::new(&id.to_string()));
+    beside.kept.set.iter().for_each(|(name, value)| set(name, value));
+    set("PWD".as_ref(), pwd.as_os_str());
+    for variable in &task.environment {
+        set(variable.name.as_ref(), variable.value.as_ref());
+    }
+    beside.secrets.iter().for_each(|(name, value)| set(name.as_ref(), OsStr::from_bytes(value)));
+    set("CORTEX_SESSION".as_ref(), session.to_string().as_ref());
+    set("CORTEX_TASK".as_ref(), id.to_string().as_ref());
     environment
 }
 
-/// Opens `cwd` inside the session's folder, which is made when it is not there.
-fn open_folder(workspace_dir: &Path, session: &str, cwd: &str) -> Result<OwnedFd, String> {
+/// Opens the session's folder, which is made when it is not there, and `cwd` inside it.
+pub(crate) fn open_folder(workspace_dir: &Path, session: &str, cwd: &str) -> Result<(OwnedFd, OwnedFd), String> {
     let flags = LOOK_ONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let at = |what: &str| {
         let what = what.to_owned();
@@ -190,11 +267,9 @@ fn open_folder(workspace_dir: &Path, session: &str, cwd: &str) -> Result<OwnedFd
         result => result,
     };
     let root = root.map_err(at("the session's folder cannot be used"))?;
-    if cwd.is_empty() || cwd == "." {
-        return Ok(root);
-    }
+    let cwd = if cwd.is_empty() { "." } else { cwd };
     match beneath(&root, cwd, flags, &workspace_dir.join(session)) {
-        Ok(folder) => Ok(folder),
+        Ok(folder) => Ok((root, folder)),
         Err(Errno::NOENT) => Err(format!("there is no folder `{cwd}` in the session's workspace on this node")),
         Err(Errno::NOTDIR) => Err(format!("`{cwd}` is not a folder")),
         Err(Errno::XDEV | Errno::LOOP) => Err(format!("the folder `{cwd}` leads out of the session's workspace through a symbolic link")),
@@ -203,7 +278,7 @@ fn open_folder(workspace_dir: &Path, session: &str, cwd: &str) -> Result<OwnedFd
 }
 
 /// Opens a path that must not leave `root`, not even through a symbolic link.
-fn beneath(root: &OwnedFd, path: &str, flags: OFlags, root_path: &Path) -> Result<OwnedFd, Errno> {
+pub(crate) fn beneath(root: &OwnedFd, path: &str, flags: OFlags, root_path: &Path) -> Result<OwnedFd, Errno> {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{ResolveFlags, openat2};
@@ -303,7 +378,7 @@ mod tests {
         }
 
         fn prepare(&self, task: &ShellTask) -> Result<Command, String> {
-            prepare(task, &self.session, &TaskId::new(1, [2; 10]), &self.place)
+            prepare(task, &self.session, &TaskId::new(1, [2; 10]), &self.place, &Beside::default())
         }
     }
 
@@ -350,7 +425,7 @@ mod tests {
         }
         let other = SessionId::new(2, [3; 10]);
         symlink(bench.dir.path(), bench.place.workspace_dir.join(other.to_string())).unwrap();
-        assert!(prepare(&argv("true"), &other, &TaskId::new(1, [2; 10]), &bench.place).is_err());
+        assert!(prepare(&argv("true"), &other, &TaskId::new(1, [2; 10]), &bench.place, &Beside::default()).is_err());
     }
 
     #[test]

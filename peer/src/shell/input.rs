@@ -11,10 +11,11 @@ use std::{
 use bytes::{Buf as _, Bytes};
 use cortex_wire::{limits, schema::TaskInput};
 use tokio::{
-    io::AsyncWriteExt as _,
-    net::unix::pipe,
     sync::{Notify, watch},
+    time::{Duration, Instant},
 };
+
+use super::terminal::Sink;
 
 /// Standard input of one task.
 #[derive(Debug)]
@@ -22,10 +23,13 @@ pub struct Input {
     state: Mutex<State>,
     more: Notify,
     news: watch::Sender<()>,
+    began: Instant,
 }
 
 #[derive(Debug, Default)]
 struct State {
+    /// When the program was last given something.
+    active: Option<Instant>,
     waiting: VecDeque<Bytes>,
     accepted: u64,
     written: u64,
@@ -37,7 +41,7 @@ struct State {
 impl Input {
     /// Nothing came yet.
     pub fn new(news: watch::Sender<()>) -> Self {
-        Self { state: Mutex::default(), more: Notify::new(), news }
+        Self { state: Mutex::default(), more: Notify::new(), news, began: Instant::now() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -79,8 +83,13 @@ impl Input {
         self.state().written
     }
 
+    /// For how long nothing was given to the program.
+    pub fn idle(&self) -> Duration {
+        self.state().active.unwrap_or(self.began).elapsed()
+    }
+
     /// Writes until the end of the input, or until the program closes its side.
-    pub async fn pump(&self, mut pipe: pipe::Sender) {
+    pub async fn pump(&self, mut sink: Sink) {
         loop {
             let (piece, ended) = {
                 let mut state = self.state();
@@ -88,16 +97,22 @@ impl Input {
             };
             match piece {
                 Some(piece) => {
-                    if pipe.write_all(&piece).await.is_err() {
+                    if sink.write_all(&piece).await.is_err() {
                         break;
                     }
-                    self.state().written += piece.len() as u64;
+                    let mut state = self.state();
+                    state.written += piece.len() as u64;
+                    state.active = Some(Instant::now());
+                    drop(state);
                     self.news.send_replace(());
                 }
-                None if ended => break,
+                None if ended => {
+                    sink.end().await;
+                    break;
+                }
                 None => tokio::select! {
                     () = self.more.notified() => {}
-                    () = closed(&pipe) => break,
+                    () = sink.closed() => break,
                 },
             }
         }
@@ -115,19 +130,10 @@ impl Input {
     }
 }
 
-/// Resolves when nobody holds the reading side any more.
-async fn closed(pipe: &pipe::Sender) {
-    if let Ok(ready) = pipe.ready(tokio::io::Interest::ERROR).await
-        && !ready.is_error()
-        && !ready.is_write_closed()
-    {
-        std::future::pending::<()>().await;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::net::unix::pipe;
 
     fn piece(offset: u64, data: &[u8], end: bool) -> TaskInput {
         TaskInput { offset, data: Bytes::copy_from_slice(data), end }
@@ -137,7 +143,7 @@ mod tests {
         let (sender, mut receiver) = pipe::pipe().unwrap();
         let mut out = Vec::new();
         let read = tokio::io::AsyncReadExt::read_to_end(&mut receiver, &mut out);
-        let (_, read) = tokio::join!(input.pump(sender), read);
+        let (_, read) = tokio::join!(input.pump(Sink::Pipe(sender)), read);
         read.unwrap();
         out
     }
@@ -170,7 +176,7 @@ mod tests {
         let input = Input::new(watch::Sender::default());
         let (sender, receiver) = pipe::pipe().unwrap();
         drop(receiver);
-        tokio::time::timeout(std::time::Duration::from_secs(5), input.pump(sender)).await.unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(5), input.pump(Sink::Pipe(sender))).await.unwrap();
         input.offer(piece(0, b"abc", true));
         assert_eq!(input.written(), 3);
     }

@@ -13,10 +13,11 @@ use std::{
 use cortex_runtime::spool::{Extent, Spool};
 use cortex_wire::{limits, schema::OutputStream};
 use tokio::{
-    net::unix::pipe,
     sync::{Notify, watch},
     time::Instant,
 };
+
+use super::{redact::Redactor, terminal::Source};
 
 /// Room in front of the data for everything a frame says about it.
 const HEADER_ROOM: usize = 32;
@@ -43,11 +44,29 @@ pub struct Output {
 #[derive(Debug)]
 struct State {
     spool: Spool,
+    /// Takes out what must not leave this machine, or lie on its disk.
+    redactor: Option<Redactor>,
     acked: u64,
     read: bool,
     closed: bool,
     dropped: bool,
     active: Instant,
+    /// Over everything that was printed, kept or not.
+    digest: blake3::Hasher,
+}
+
+impl State {
+    fn store(&mut self, data: &[u8]) {
+        self.digest.update(data);
+        if let Err(error) = self.spool.append(data) {
+            // Better a program that goes on with a hole in its output than one that is stopped by a full disk.
+            if !std::mem::replace(&mut self.dropped, true) {
+                tracing::warn!(%error, "output of a task is lost: it cannot be kept");
+            }
+            let end = self.spool.total() + data.len() as u64;
+            self.spool.skip_to(end);
+        }
+    }
 }
 
 /// What a reader gets next.
@@ -64,8 +83,18 @@ pub enum Next {
 impl Output {
     /// Output that a program will write.
     pub fn new(spool: Spool, window_bytes: u64, news: watch::Sender<()>) -> Self {
-        let state = State { spool, acked: 0, read: false, closed: false, dropped: false, active: Instant::now() };
+        let digest = blake3::Hasher::new();
+        let state = State { spool, redactor: None, acked: 0, read: false, closed: false, dropped: false, active: Instant::now(), digest };
         Self { state: Mutex::new(state), room: Notify::new(), news, window_bytes }
+    }
+
+    /// The same, without these secrets.
+    #[must_use]
+    pub fn without(self, secrets: &[(String, bytes::Bytes)]) -> Self {
+        if !secrets.is_empty() {
+            self.state().redactor = Some(Redactor::new(secrets.iter().map(|(_, value)| &value[..])));
+        }
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,20 +102,20 @@ impl Output {
     }
 
     /// Moves everything the program prints into the spool, until it and all its children have closed the pipe.
-    pub async fn pump(&self, pipe: &pipe::Receiver) {
+    pub async fn pump(&self, source: &Source) {
         let mut busy = false;
         loop {
             while self.is_held_back() {
                 self.room.notified().await;
             }
-            if pipe.readable().await.is_err() {
+            if source.readable().await.is_err() {
                 break;
             }
-            match self.take(pipe) {
+            match self.take(source) {
                 Ok(0) => break,
                 Ok(n) if n >= limits::OUTPUT_CHUNK_BYTES / 2 => {
                     if !std::mem::replace(&mut busy, true) {
-                        widen(pipe);
+                        source.widen(BUSY_PIPE_BYTES);
                     }
                     // A program that prints without end must not hold the others up.
                     tokio::task::yield_now().await;
@@ -102,28 +131,32 @@ impl Output {
         self.close();
     }
 
-    fn take(&self, pipe: &pipe::Receiver) -> io::Result<usize> {
+    fn take(&self, source: &Source) -> io::Result<usize> {
         SCRATCH.with_borrow_mut(|buffer| {
             buffer.resize(limits::OUTPUT_CHUNK_BYTES, 0);
-            let n = pipe.try_read(buffer)?;
+            let n = source.try_read(buffer)?;
             self.append(&buffer[..n]);
             Ok(n)
         })
     }
 
-    fn append(&self, data: &[u8]) {
+    pub(crate) fn append(&self, data: &[u8]) {
         let mut state = self.state();
         state.active = Instant::now();
-        if let Err(error) = state.spool.append(data) {
-            // Better a program that goes on with a hole in its output than one that is stopped by a full disk.
-            if !std::mem::replace(&mut state.dropped, true) {
-                tracing::warn!(%error, "output of a task is lost: it cannot be kept");
-            }
-            let end = state.spool.total() + data.len() as u64;
-            state.spool.skip_to(end);
+        if let Some(redactor) = &mut state.redactor {
+            let mut shown = Vec::new();
+            redactor.push(data, &mut shown);
+            state.store(&shown);
+        } else {
+            state.store(data);
         }
         drop(state);
         self.news.send_replace(());
+    }
+
+    /// Adds a line of the peer's own, for whoever reads the output.
+    pub fn note(&self, line: &str) {
+        self.append(format!("cortex: {line}\n").as_bytes());
     }
 
     fn is_held_back(&self) -> bool {
@@ -137,7 +170,14 @@ impl Output {
 
     /// Nothing will come any more.
     pub fn close(&self) {
-        self.state().closed = true;
+        let mut state = self.state();
+        if let Some(mut redactor) = state.redactor.take() {
+            let mut shown = Vec::new();
+            redactor.finish(&mut shown);
+            state.store(&shown);
+        }
+        state.closed = true;
+        drop(state);
         self.news.send_replace(());
     }
 
@@ -164,6 +204,11 @@ impl Output {
     /// How much was printed.
     pub fn total(&self) -> u64 {
         self.state().spool.total()
+    }
+
+    /// BLAKE3 of everything that was printed, also of what was not kept.
+    pub fn digest(&self) -> [u8; 32] {
+        self.state().digest.finalize().into()
     }
 
     /// Whether something that is not safe at the hub yet can no longer be read.
@@ -209,14 +254,6 @@ impl Output {
             }
         }
     }
-}
-
-/// Lets a busy pipe hold more, where that can be asked for.
-fn widen(pipe: &pipe::Receiver) {
-    #[cfg(target_os = "linux")]
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, BUSY_PIPE_BYTES);
-    #[cfg(not(target_os = "linux"))]
-    let _ = (pipe, BUSY_PIPE_BYTES);
 }
 
 /// A `FromTask` frame with output, built around the data where it was read: 128 KiB are not copied to put 20 bytes before them.

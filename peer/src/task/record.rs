@@ -4,7 +4,7 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -15,18 +15,18 @@ use cortex_wire::{
     id::TaskId,
     key::PublicKey,
     limits,
-    schema::{Signed, TaskResponse, TaskUsage, task_response},
+    schema::{self, Signed, TaskResponse, TaskUsage, task_response},
     task, text,
 };
 use prost::Message as _;
 use rustix::process::Pid;
 use tokio::sync::watch;
 
-use super::{Bounds, SANDBOX_LEVEL};
+use super::Bounds;
 use crate::{
     journal::Started,
     process::Status,
-    shell::{Ended, Stop, Streams, input::Input, output::Output},
+    shell::{Ended, Stop, Streams, input::Input, output::Output, terminal::Terminal},
 };
 
 /// A task from its start until the hub has collected it.
@@ -35,10 +35,15 @@ pub(super) struct Task {
     pub id: TaskId,
     pub fence: u64,
     pub started_at_ms: i64,
-    pub policy_hash: Bytes,
+    /// As it was journalled.
+    pub started: Started,
+    /// Of the record of its start in this machine's log.
+    pub log_hash: Bytes,
     pub lost: bool,
     /// It began before its folder held what it was to hold.
     pub is_behind: bool,
+    /// Which shell session it belongs to.
+    pub shell_session: Option<String>,
     pub stdin: Option<Input>,
     pub stdout: Output,
     pub stderr: Output,
@@ -47,6 +52,7 @@ pub(super) struct Task {
     stop: watch::Sender<Option<Stop>>,
     result: OnceLock<Signed>,
     pid: OnceLock<Pid>,
+    terminal: OnceLock<Arc<Terminal>>,
     /// Counts the streams that were attached: the newest one reads.
     reader: AtomicU64,
 }
@@ -60,9 +66,11 @@ impl Task {
             id,
             fence: started.fence,
             started_at_ms: started.at_ms,
-            policy_hash: started.policy_hash.clone(),
+            started: started.clone(),
+            log_hash: Bytes::new(),
             lost: false,
             is_behind: false,
+            shell_session: None,
             stdin: stdin.then(|| Input::new(news.clone())),
             stdout,
             stderr,
@@ -70,8 +78,15 @@ impl Task {
             stop: watch::Sender::new(None),
             result: OnceLock::new(),
             pid: OnceLock::new(),
+            terminal: OnceLock::new(),
             reader: AtomicU64::new(0),
         }
+    }
+
+    /// The same, without these secrets in what it prints.
+    #[must_use]
+    pub(super) fn without(self, secrets: &[(String, Bytes)]) -> Self {
+        Self { stdout: self.stdout.without(secrets), stderr: self.stderr.without(secrets), ..self }
     }
 
     /// A task of an earlier start of the peer, with what its files still hold.
@@ -81,7 +96,13 @@ impl Task {
     pub(super) fn finished(id: TaskId, fence: u64, result: Signed, paths: &[PathBuf; 2], bounds: Bounds) -> io::Result<Self> {
         // Our own bytes: should they not decode, the hub gets them all the same.
         let response = TaskResponse::decode(result.body.clone()).unwrap_or_default();
-        let started = Started { fence, at_ms: response.started_at_ms, policy_hash: response.policy_hash, ..Started::default() };
+        let started = Started {
+            fence,
+            at_ms: response.started_at_ms,
+            policy_hash: response.policy_hash,
+            sandbox_level: response.sandbox_level,
+            ..Started::default()
+        };
         let spools = [reopen(&paths[0], response.stdout_bytes, bounds)?, reopen(&paths[1], response.stderr_bytes, bounds)?];
         let mut this = Self::new(id, &started, spools, bounds.window_bytes, false);
         this.lost = response.state == task::State::Lost.name();
@@ -100,8 +121,21 @@ impl Task {
         self.pid.get().copied()
     }
 
-    pub(super) fn runs_as(&self, pid: Pid) {
+    pub(super) fn runs_as(&self, pid: Pid, terminal: Option<&Arc<Terminal>>) {
         let _ = self.pid.set(pid);
+        if let Some(terminal) = terminal {
+            let _ = self.terminal.set(terminal.clone());
+        }
+    }
+
+    /// Its terminal, if it has one, takes another size.
+    pub(super) fn resize(&self, size: &schema::Terminal) {
+        if let Some(terminal) = self.terminal.get()
+            && task::is_terminal_size(size)
+            && let Err(error) = terminal.resize(size)
+        {
+            tracing::debug!(task = %self.id, %error, "a terminal keeps its size");
+        }
     }
 
     pub(super) fn result(&self) -> Option<&Signed> {
@@ -186,8 +220,13 @@ impl Task {
             stderr_bytes: self.stderr.total(),
             truncated: self.stdout.is_truncated() || self.stderr.is_truncated(),
             descendants_held_pipe: ended.descendants_held_pipe,
-            sandbox_level: SANDBOX_LEVEL.into(),
-            policy_hash: self.policy_hash.clone(),
+            sandbox_level: self.started.sandbox_level.clone(),
+            policy_hash: self.started.policy_hash.clone(),
+            approval: self.started.approval.as_deref().cloned(),
+            stdout_digest: Bytes::copy_from_slice(&self.stdout.digest()),
+            stderr_digest: Bytes::copy_from_slice(&self.stderr.digest()),
+            subject: self.started.subject.clone(),
+            log_hash: self.log_hash.clone(),
         }
     }
 }
@@ -205,8 +244,10 @@ pub(super) fn lost_response(id: TaskId, started: &Started, node: &PublicKey, now
         stdout_bytes: totals[0],
         stderr_bytes: totals[1],
         truncated: true,
-        sandbox_level: SANDBOX_LEVEL.into(),
+        sandbox_level: started.sandbox_level.clone(),
         policy_hash: started.policy_hash.clone(),
+        approval: started.approval.as_deref().cloned(),
+        subject: started.subject.clone(),
         ..TaskResponse::default()
     }
 }

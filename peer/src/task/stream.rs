@@ -21,7 +21,7 @@ use tokio::{
     time::{Duration, timeout},
 };
 
-use super::{SANDBOX_LEVEL, Tasks, record::Task};
+use super::{Beside, Tasks, record::Task};
 use crate::shell::{
     Stop,
     input::Input,
@@ -88,7 +88,10 @@ impl Tasks {
         W: AsyncWrite + Unpin + Send,
     {
         let found = match open.open {
-            Some(Open::Start(signed)) => self.begin_for(&signed, open.workspace_revision).await,
+            Some(Open::Start(signed)) => {
+                let beside = Beside { revision: open.workspace_revision, secrets: open.secrets };
+                self.begin_for(&signed, beside).await
+            }
             Some(Open::Resume(resume)) => self.resume(&resume).await,
             Some(Open::Workspace(_)) | None => {
                 Err(TaskRejected { code: "malformed".into(), message: "neither a task nor one to go on with".into() })
@@ -104,8 +107,8 @@ impl Tasks {
         }
     }
 
-    async fn begin_for(&self, signed: &Signed, revision: u64) -> Result<(Arc<Task>, Cursors), TaskRejected> {
-        self.begin(signed, revision).await.map(|task| (task, Cursors::default())).map_err(|rejection| rejected(&rejection))
+    async fn begin_for(&self, signed: &Signed, beside: Beside) -> Result<(Arc<Task>, Cursors), TaskRejected> {
+        self.begin(signed, beside).await.map(|task| (task, Cursors::default())).map_err(|rejection| rejected(&rejection))
     }
 
     async fn resume(&self, resume: &TaskResume) -> Result<(Arc<Task>, Cursors), TaskRejected> {
@@ -155,6 +158,7 @@ impl Tasks {
                     task.stdout.acknowledge(ack.stdout_offset);
                     task.stderr.acknowledge(ack.stderr_offset);
                 }
+                Some(to_task::Frame::Resize(size)) => task.resize(&size),
                 Some(to_task::Frame::ResultStored(true)) if task.result().is_some() => {
                     self.0.forget(task);
                     return Ok(());
@@ -177,7 +181,8 @@ async fn say<W: AsyncWrite + Unpin>(
         cursors.stdin = task.stdin.as_ref().map_or(0, Input::written);
         writer.send(&from(from_task::Frame::InputAck(InputAck { offset: cursors.stdin }))).await?;
     }
-    let started = TaskStarted { at_ms: task.started_at_ms, sandbox_level: SANDBOX_LEVEL.into(), workspace_behind: task.is_behind };
+    let level = task.started.sandbox_level.clone();
+    let started = TaskStarted { at_ms: task.started_at_ms, sandbox_level: level, workspace_behind: task.is_behind };
     writer.send(&from(from_task::Frame::Started(started))).await?;
     let mut news = task.news.subscribe();
     let mut frame = Frame::default();

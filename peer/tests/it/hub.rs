@@ -7,7 +7,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use cortex_peer::task::{Bounds, Tasks, TasksOptions};
+use cortex_peer::{
+    browser::BrowserOptions,
+    sandbox::Sandbox,
+    task::{Bounds, Tasks, TasksOptions},
+};
 use cortex_runtime::{
     clock,
     stream::{FrameReader, FrameWriter, StreamError},
@@ -31,6 +35,14 @@ use tokio::{
 /// More than any test needs, less than anybody waits for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Names the helper's program where it is not where it was built.
+pub const HELPER: &str = "CORTEX_TEST_HELPER";
+
+/// The program that builds sandboxes.
+pub fn helper() -> std::path::PathBuf {
+    std::env::var_os(HELPER).unwrap_or_else(|| env!("CARGO_BIN_EXE_cortex-peer").into()).into()
+}
+
 /// A hub with one node, whose state and workspaces are in a temporary folder.
 pub struct Hub {
     pub dir: TempDir,
@@ -38,6 +50,9 @@ pub struct Hub {
     pub policy: SandboxPolicy,
     pub ceiling: SandboxPolicy,
     pub bounds: Bounds,
+    pub browser: Option<BrowserOptions>,
+    /// What sandboxed tasks may read besides the system.
+    pub readable: Vec<std::path::PathBuf>,
     pub nonce: [u8; 32],
     pub session: SessionId,
     root: SecretKey,
@@ -58,6 +73,8 @@ impl Hub {
             policy: SandboxPolicy { mode: SandboxMode::Permissive.into(), task_slots: 64, sequence: 1, ..SandboxPolicy::default() },
             ceiling: SandboxPolicy::default(),
             bounds: Bounds::default(),
+            browser: None,
+            readable: Vec::new(),
             nonce: clock::random(),
             session: SessionId::new(clock::now_ms(), clock::random()),
             root: key(),
@@ -68,6 +85,13 @@ impl Hub {
 
     /// The node's tasks, bound to this hub. Again after a restart.
     pub fn tasks(&self) -> Tasks {
+        let tasks = self.tasks_without_policy();
+        tasks.set_policy(&self.signed_policy()).unwrap();
+        tasks
+    }
+
+    /// The same, before the hub has sent its policy.
+    pub fn tasks_without_policy(&self) -> Tasks {
         let tasks = Tasks::open(TasksOptions {
             state_dir: self.dir.path().join("state"),
             workspace_dir: self.dir.path().join("work"),
@@ -76,11 +100,12 @@ impl Hub {
             shell: "/bin/sh".into(),
             environment: Vec::new(),
             bounds: self.bounds,
+            browser: self.browser.clone(),
+            sandbox: Sandbox::new(helper(), self.readable.clone()),
             policy_sequence: 0,
         })
         .unwrap();
         tasks.bind(self.root.public().into(), self.nonce, self.task_key.public());
-        tasks.set_policy(&self.signed_policy()).unwrap();
         tasks.connected(true);
         tasks
     }
@@ -124,6 +149,11 @@ impl Hub {
     /// Sends a script.
     pub async fn script(&self, tasks: &Tasks, text: &str) -> Talk {
         self.start(tasks, &self.request(script(text))).await
+    }
+
+    /// Sends a script that is to be sandboxed.
+    pub async fn strict(&self, tasks: &Tasks, text: &str) -> Talk {
+        self.start(tasks, &TaskRequest { mode: SandboxMode::Strict.into(), ..self.request(script(text)) }).await
     }
 
     /// Sends a script with limits.

@@ -3,11 +3,15 @@
 #![cfg(target_os = "linux")]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+#[cfg(feature = "browser")]
+mod browser;
 mod end;
 mod full_disk;
 mod hub;
 mod mirror;
 mod output;
+mod policy;
 mod program;
 mod restart;
+mod sandbox;
 mod start;

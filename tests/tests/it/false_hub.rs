@@ -170,7 +170,7 @@ async fn a_task_that_is_not_exactly_what_the_hub_signed_for_this_moment_is_refus
     assert_eq!(hub.send(&scene, good).await?, "replayed");
 
     let elsewhere = SecretKey::from_seed(clock::random());
-    let faults: [Fault; 8] = [
+    let faults: [Fault; 7] = [
         ("late", |order| order.start_deadline_ms = clock::now_ms() - 1_000),
         ("wrong_node", |order| order.node_key = SecretKey::from_seed([7; 32]).public().to_bytes()),
         ("wrong_node", |order| order.hub_root = SecretKey::from_seed([7; 32]).public().to_bytes()),
@@ -178,7 +178,6 @@ async fn a_task_that_is_not_exactly_what_the_hub_signed_for_this_moment_is_refus
         ("stale_policy", |order| order.policy_hash = vec![7; 32].into()),
         ("malformed", |order| order.kind = None),
         ("malformed", |order| order.session_id = "../..".into()),
-        ("sandbox_unavailable", |order| order.mode = SandboxMode::Strict.into()),
     ];
     for (code, fault) in faults {
         let mut order = hub.order(&scene)?;

@@ -21,7 +21,7 @@ async fn a_command_that_does_not_exist_is_rejected_with_the_reason() -> Result<(
         (Shell::argv(["no-such-program"]), "no-such-program"),
         (Shell::argv(["/no/such/program"]), "/no/such/program"),
         (Shell::argv(["/etc/passwd"]), "/etc/passwd"),
-        (Shell { shell: Some("/bin/no-such-shell".into()), ..Shell::script("true") }, "no-such-shell"),
+        (Shell { shell: Some("/bin/no-such/sh".into()), ..Shell::script("true") }, "/bin/no-such/sh"),
     ] {
         let ran = stage.hub.run(&stage.session, &shell).await?;
         assert_eq!((ran.task.state.as_str(), ran.task.code.as_deref()), ("rejected", Some("cannot_start")), "{ran:?}");

@@ -4,9 +4,13 @@
 //! | --- | --- |
 //! | [`main_job`] | a machine joins and runs commands in a session |
 //! | [`shell`] | what a command is given, and how it ends |
+//! | [`terminal`] | interactive terminals |
+//! | [`shell_session`] | what one command leaves to the next |
+//! | [`secret`] | values that tasks use and nobody reads |
 //! | [`hostile`] | commands that misbehave |
 //! | [`presence`] | who is there, as it changes |
 //! | [`chunk`] | contents of workspaces through relays |
+//! | [`pool`] | tasks that any of several nodes may run |
 //! | [`crash`] | programs that are killed while they work |
 //! | [`relay`] | relays in processes of their own |
 //! | [`blind`] | a hostile relay, which gets nothing out and nothing in |
@@ -15,6 +19,7 @@
 //! | [`nat`] | hub and peer behind routers, and networks that change |
 //! | [`direct`] | packets that go past the relays |
 //! | [`tunnel`] | networks that let no UDP through, proxies, web servers in front of relays |
+//! | [`policy`] | what nodes allow, what people are asked, what is signed and written down |
 //! | [`invite`] | who may join, and who may not |
 //! | [`false_hub`] | orders that the hub never gave |
 //! | [`noise`] | nonsense on every port |
@@ -38,10 +43,16 @@ mod mirror;
 mod nat;
 mod noise;
 mod operator;
+mod policy;
+mod pool;
 mod presence;
 mod program;
 mod relay;
+mod sandbox;
+mod secret;
 mod shell;
+mod shell_session;
+mod terminal;
 mod tunnel;
 
 use std::time::Duration;

@@ -114,7 +114,6 @@ async fn a_node_says_what_it_is_and_how_it_does() -> Result<()> {
     assert_eq!((has("os"), has("architecture")), ("linux".into(), std::env::consts::ARCH.into()));
     assert_eq!(has("kernel"), local(&["uname", "-r"])?.trim());
     assert_eq!(has("cpu_count"), local(&["nproc"])?.trim().parse::<u64>()?);
-    assert_eq!(has("sandbox_level"), "permissive");
     assert!(has("shells").as_array().is_some_and(|shells| shells.contains(&"/bin/sh".into())), "{:?}", has("shells"));
     let health = wait::until("a heartbeat", SOON, async || stage.hub.node(&stage.peer.node).await.ok()?.presence.health).await?;
     let kib = fs::read_to_string("/proc/meminfo")?

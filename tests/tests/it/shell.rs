@@ -130,15 +130,6 @@ async fn each_timeout_ends_what_it_is_for() -> Result<()> {
 }
 
 #[tokio::test]
-async fn strict_is_refused_until_it_is_real() -> Result<()> {
-    let stage = Stage::set().await?;
-    let ran = stage.hub.run(&stage.session, &Shell { mode: Some("strict".into()), ..Shell::argv(["true"]) }).await?;
-    assert_eq!((ran.task.state.as_str(), ran.task.code.as_deref()), ("rejected", Some("sandbox_unavailable")));
-    assert!(ran.task.reason.context("a reason")?.contains("STRICT"));
-    stage.still_works().await
-}
-
-#[tokio::test]
 async fn the_node_s_own_file_and_the_hub_s_policy_both_refuse() -> Result<()> {
     let hub = cortex_tests::hub::Hub::start().await?;
     let settings = "policy:\n  deny: ['shutdown', 'git push']\n".to_owned();
@@ -153,7 +144,7 @@ async fn the_node_s_own_file_and_the_hub_s_policy_both_refuse() -> Result<()> {
     assert_eq!(refused(Shell::script("true && git push --force")).await?, denied);
     assert_eq!(hub.run(&session, &Shell::argv(["echo", "fine"])).await?.stdout, "fine\n");
     let policy = json!({"mode": "permissive", "deny": [{"prefix": ["date"], "reason": "no clocks"}]});
-    hub.call::<Value>(reqwest::Method::PUT, &format!("/api/nodes/{}/policy", peer.node), Some(&policy)).await?;
+    hub.person().call::<Value>(reqwest::Method::PUT, &format!("/api/nodes/{}/policy", peer.node), Some(&policy)).await?;
     let look = async || refused(Shell::argv(["date"])).await.ok().filter(|now| *now == denied);
     wait::until("the hub's policy holds", SOON, look).await?;
     assert_eq!(refused(Shell::argv(["shutdown"])).await?, denied, "the node's own file still holds");

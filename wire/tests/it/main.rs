@@ -17,6 +17,7 @@ mod ignore_git;
 mod mirror_replica;
 mod mirror_sim;
 mod mirror_tree;
+mod task_sim;
 
 const GOLDEN: &str = include_str!("golden.txt");
 
@@ -44,6 +45,7 @@ fn policy() -> SandboxPolicy {
         task_slots: 64,
         run_timeout_ms: 60_000,
         sequence: 3,
+        ..SandboxPolicy::default()
     }
 }
 
@@ -73,7 +75,9 @@ fn task() -> TaskRequest {
             cwd: "sub".into(),
             environment: vec![EnvironmentVariable { name: "A".into(), value: "b".into() }],
             stdin: true,
+            ..ShellTask::default()
         })),
+        approval: None,
     }
 }
 
@@ -94,6 +98,7 @@ fn response() -> TaskResponse {
         descendants_held_pipe: true,
         sandbox_level: "permissive".into(),
         policy_hash: bytes(9, 32),
+        ..TaskResponse::default()
     }
 }
 

@@ -39,6 +39,8 @@ fn body_for(name: &str) -> Option<Value> {
         "post_message" => json!({"text": "x"}),
         "dispatch" => json!({"argv": ["true"]}),
         "write_stdin" => json!({"offset": 0, "data": "x"}),
+        "put_secret" | "put_session_secret" => json!({"value": "long enough"}),
+        "act" => json!({"order": {"action": "back"}}),
         "move_file" => json!({"from": "a", "to": "b"}),
         "unlock_workspace" => json!({"fence": 1}),
         "answer_node" => json!({"question": 1, "yes": true}),
@@ -84,7 +86,7 @@ impl Things {
             _ if path.starts_with("/api/nodes/invites/") => &self.invite,
             _ if path.starts_with("/api/nodes/") => &self.node,
             _ if path.starts_with("/api/sessions/") => &self.session,
-            _ if path.starts_with("/api/tasks/") => &self.task,
+            _ if path.starts_with("/api/tasks/") || path.starts_with("/api/approvals/") => &self.task,
             _ if path.starts_with("/api/tokens/") => &self.token,
             _ if path.starts_with("/api/users/") => &self.user,
             _ => "x",
@@ -93,6 +95,7 @@ impl Things {
             .replace("{node}", &self.node)
             .replace("{user}", "ada")
             .replace("{file}", "x")
+            .replace("{name}", "x")
             .replace("{path}", "x")
             .replace("{revision}", "1")
             .replace("{number}", "1")

@@ -165,7 +165,4 @@ async fn what_is_not_there_is_said_to_be_missing_and_never_linked() {
     assert_eq!((&windows["available"], windows.get("path")), (&json!(false), None));
     lab.send("GET", "/dist/cortex-peer-windows-x86_64.exe", &[], None).await.problem(StatusCode::NOT_FOUND);
     lab.send("GET", "/dist/..%2f..%2fetc%2fpasswd", &[], None).await.problem(StatusCode::NOT_FOUND);
-    let page = lab.send("GET", "/download", &[], None).await;
-    assert!(!page.text().contains("cortex-peer-windows"), "a dead link");
-    assert!(page.text().contains("Windows") && page.text().contains("not available on this hub"));
 }

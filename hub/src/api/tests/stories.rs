@@ -52,11 +52,21 @@ async fn a_policy_is_set_and_shown_beside_the_node_s_own() {
     let lab = Lab::new().await;
     let node = lab.node(&lab.ada, 1).await;
     let path = format!("/api/nodes/{}/policy", node.id);
-    let bearer = format!("Bearer {}", lab.ada);
+    let login = lab.hub.login("ada", PASSWORD, "test").await.unwrap();
+    let cookie = format!("cortex={}", login.secret);
+    let person = [("cookie", cookie.as_str()), ("origin", "http://127.0.0.1:8080"), ("content-type", "application/json")];
     let rules = json!({"mode": "permissive", "deny": [{"prefix": ["rm", "-rf"], "reason": "no"}], "task_slots": 3});
-    let set = lab.send("PUT", &path, &[("authorization", &bearer)], Some(rules)).await.expect(StatusCode::OK);
+    let bearer = format!("Bearer {}", lab.ada);
+    let by_token = lab.send("PUT", &path, &[("authorization", &bearer)], Some(rules.clone())).await;
+    assert_eq!(by_token.problem(StatusCode::FORBIDDEN), "forbidden", "an agent's token, whatever its scopes");
+    let set = lab.send("PUT", &path, &person, Some(rules.clone())).await.expect(StatusCode::OK);
     assert_eq!((&set["policy"]["task_slots"], &set["policy"]["deny"][0]["prefix"][0]), (&json!(3), &json!("rm")));
-    assert_eq!(lab.get(&lab.ada, &path).await.expect(StatusCode::OK)["policy"], set["policy"]);
+    let shown = lab.get(&lab.ada, &path).await.expect(StatusCode::OK);
+    assert_eq!((&shown["policy"], &shown["version"], &shown["is_in_force"]), (&set["policy"], &json!(2), &json!(false)));
+    for (tag, status) in [("\"1\"", StatusCode::CONFLICT), ("nonsense", StatusCode::BAD_REQUEST), ("\"2\"", StatusCode::OK)] {
+        let headers: Vec<_> = person.iter().copied().chain([("if-match", tag)]).collect();
+        assert_eq!(lab.send("PUT", &path, &headers, Some(rules.clone())).await.status, status, "{tag}");
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,77 @@
+import { afterEach, beforeEach, describe, expect, it, vi } from "vitest";
+import { Stream, type Link } from "./stream";
+
+/** A source whose ends are in the test's hands. */
+class Fake {
+  static all: Fake[] = [];
+  onopen: (() => void) | null = null;
+  onerror: (() => void) | null = null;
+  closed = false;
+  #heard = new Map<string, (event: unknown) => void>();
+  constructor(readonly url: string) {
+    Fake.all.push(this);
+  }
+  addEventListener(kind: string, act: (event: unknown) => void) {
+    this.#heard.set(kind, act);
+  }
+  tell(kind: string, data: unknown, id = "") {
+    this.#heard.get(kind)?.({ data: JSON.stringify(data), lastEventId: id });
+  }
+  close() {
+    this.closed = true;
+  }
+}
+const last = () => Fake.all.at(-1) as Fake;
+
+describe("an event stream", () => {
+  beforeEach(() => {
+    vi.useFakeTimers();
+    Fake.all = [];
+  });
+  afterEach(() => vi.useRealTimers());
+  const open = () => {
+    const seen: unknown[] = [];
+    const links: [Link, boolean][] = [];
+    const stream = new Stream("/api/events?live=true", { kinds: ["node"], on: (_, data) => seen.push(data), link: (state, again) => links.push([state, again]), source: Fake as unknown as typeof EventSource });
+    return { stream, seen, links };
+  };
+
+  it("goes on behind the last event it has seen, and says that it was away", () => {
+    const { seen, links } = open();
+    last().onopen?.();
+    last().tell("node", 1, "7");
+    last().tell("node", 2);
+    last().onerror?.();
+    expect(links).toEqual([["connecting", false], ["live", false], ["waiting", false]]);
+    vi.advanceTimersByTime(500);
+    expect(last().url).toBe("/api/events?live=true&last_event_id=7");
+    last().onopen?.();
+    expect(links.at(-1)).toEqual(["live", true]);
+    expect(seen).toEqual([1, 2]);
+  });
+  it("waits longer each time, and never for ever", () => {
+    open();
+    const waits = [500, 1000, 2000, 4000, 8000, 8000];
+    for (const wait of waits) {
+      const before = Fake.all.length;
+      last().onerror?.();
+      vi.advanceTimersByTime(wait - 1);
+      expect(Fake.all.length).toBe(before);
+      vi.advanceTimersByTime(1);
+      expect(Fake.all.length).toBe(before + 1);
+    }
+  });
+  it("hears nothing of a source that it has let go, and nothing when it is closed", () => {
+    const { stream, seen } = open();
+    const first = last();
+    first.onerror?.();
+    vi.advanceTimersByTime(500);
+    first.tell("node", "late");
+    stream.close();
+    last().onerror?.();
+    vi.advanceTimersByTime(60_000);
+    expect(Fake.all.length).toBe(2);
+    expect(seen).toEqual([]);
+    expect(first.closed && last().closed).toBe(true);
+  });
+});

@@ -1,0 +1,101 @@
+// Event streams that heal by themselves: after a cut they go on exactly behind the last event that was seen.
+
+export type Link = "connecting" | "live" | "waiting";
+
+export interface StreamOptions {
+  /** Kinds of events to hear. */
+  kinds: string[];
+  /** Called for each of them, in order. */
+  on(kind: string, data: unknown, id: string): void;
+  /** Called whenever the link changes; `again` when it is live after a cut. */
+  link?(state: Link, again: boolean): void;
+  /** For tests. */
+  source?: typeof EventSource;
+}
+
+const FIRST_WAIT_MS = 500;
+const LONGEST_WAIT_MS = 8_000;
+/** Browsers allow six connections to a host: tabs that nobody looks at give theirs back. */
+const HIDDEN_MS = 60_000;
+
+export class Stream {
+  #path: string;
+  #options: StreamOptions;
+  #source: EventSource | null = null;
+  #last = "";
+  #wait = FIRST_WAIT_MS;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #hidden: ReturnType<typeof setTimeout> | undefined;
+  #wasLive = false;
+  #closed = false;
+
+  constructor(path: string, options: StreamOptions) {
+    this.#path = path;
+    this.#options = options;
+    if (typeof document !== "undefined") {
+      document.addEventListener("visibilitychange", this.#seen);
+      window.addEventListener("online", this.#now);
+    }
+    this.#open();
+  }
+
+  close(): void {
+    this.#closed = true;
+    clearTimeout(this.#timer);
+    clearTimeout(this.#hidden);
+    this.#source?.close();
+    if (typeof document !== "undefined") {
+      document.removeEventListener("visibilitychange", this.#seen);
+      window.removeEventListener("online", this.#now);
+    }
+  }
+
+  #open(): void {
+    if (this.#closed) return;
+    clearTimeout(this.#timer);
+    this.#source?.close();
+    this.#options.link?.(this.#wasLive ? "waiting" : "connecting", false);
+    const mark = this.#last ? `${this.#path.includes("?") ? "&" : "?"}last_event_id=${encodeURIComponent(this.#last)}` : "";
+    const source = new (this.#options.source ?? EventSource)(this.#path + mark);
+    this.#source = source;
+    source.onopen = () => {
+      if (source !== this.#source) return;
+      this.#wait = FIRST_WAIT_MS;
+      const again = this.#wasLive;
+      this.#wasLive = true;
+      this.#options.link?.("live", again);
+    };
+    // What the browser would do itself it does only for some failures: here it is the same for all of them.
+    source.onerror = () => {
+      if (source !== this.#source || this.#closed) return;
+      source.close();
+      this.#source = null;
+      this.#options.link?.("waiting", false);
+      this.#timer = setTimeout(() => this.#open(), this.#wait);
+      this.#wait = Math.min(this.#wait * 2, LONGEST_WAIT_MS);
+    };
+    for (const kind of this.#options.kinds) {
+      source.addEventListener(kind, (event) => {
+        if (source !== this.#source) return;
+        const message = event as MessageEvent<string>;
+        if (message.lastEventId) this.#last = message.lastEventId;
+        this.#options.on(kind, JSON.parse(message.data), message.lastEventId);
+      });
+    }
+  }
+
+  #now = () => {
+    if (!this.#source && !this.#closed) this.#open();
+  };
+
+  #seen = () => {
+    clearTimeout(this.#hidden);
+    if (!document.hidden) return this.#now();
+    this.#hidden = setTimeout(() => {
+      clearTimeout(this.#timer);
+      this.#source?.close();
+      this.#source = null;
+      this.#options.link?.("waiting", false);
+    }, HIDDEN_MS);
+  };
+}

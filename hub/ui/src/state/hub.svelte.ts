@@ -1,0 +1,252 @@
+// What this page knows of the hub: who we are, machines, sessions, and the live link that keeps them true.
+import { all, explain, Failure, get, post, whenShutOut, type Health, type Me, type Node, type Session } from "../api/client";
+import { Stream, type Link } from "../api/stream";
+
+const KINDS = ["node", "node_health", "invite", "session", "task"];
+const HISTORY = 60;
+/** More changes than this at once are read as one list. */
+const ONE_BY_ONE = 12;
+
+export type HubEvent = { kind: string; at: number; data: Record<string, unknown> };
+export type Toast = { id: number; text: string; bad: boolean };
+
+/** A machine: its record, and what its heartbeats said lately. */
+export class Machine {
+  node: Node = $state.raw() as Node;
+  cpu: number[] = $state.raw([]);
+  memory: number[] = $state.raw([]);
+
+  constructor(node: Node) {
+    this.node = node;
+    if (node.presence.health) this.hear(node.presence.health);
+  }
+
+  hear(health: Health): void {
+    this.cpu = [...this.cpu.slice(1 - HISTORY), health.cpu_percent];
+    this.memory = [...this.memory.slice(1 - HISTORY), (100 * health.memory_used_bytes) / Math.max(1, health.memory_total_bytes)];
+  }
+
+  get disk(): number | null {
+    const health = this.node.presence.health;
+    return health?.disk_total_bytes ? 100 - (100 * health.disk_free_bytes) / health.disk_total_bytes : null;
+  }
+}
+
+class HubState {
+  phase = $state<"loading" | "setup" | "login" | "in" | "unreachable">("loading");
+  me = $state.raw<Me | null>(null);
+  machines = $state.raw<Machine[]>([]);
+  sessions = $state.raw<Session[]>([]);
+  ready = $state(false);
+  link = $state<Link>("connecting");
+  now = $state(Date.now());
+  toasts = $state.raw<Toast[]>([]);
+
+  #stream: Stream | null = null;
+  #known = new Map<string, Machine>();
+  #listeners = new Set<(event: HubEvent) => void>();
+  #stale = new Set<string>();
+  #sessionsStale = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  #toast = 0;
+
+  constructor() {
+    setInterval(() => (this.now = Date.now()), 1000);
+    whenShutOut(() => {
+      if (this.phase === "in") this.#leave();
+    });
+  }
+
+  async begin(): Promise<void> {
+    try {
+      await this.enter(await get<Me>("/api/me"));
+    } catch (error) {
+      if (!(error instanceof Failure) || error.status !== 401) {
+        this.phase = "unreachable";
+        setTimeout(() => void this.begin(), 1500);
+        return;
+      }
+      const { needed } = await get<{ needed: boolean }>("/api/setup").catch(() => ({ needed: false }));
+      this.phase = needed ? "setup" : "login";
+    }
+  }
+
+  async enter(me: Me): Promise<void> {
+    this.me = me;
+    this.phase = "in";
+    this.#stream?.close();
+    this.#stream = new Stream("/api/events", {
+      kinds: KINDS,
+      on: (kind, data) => this.#hear(kind, data as { at_ms: number; data: Record<string, unknown> }),
+      link: (state, again) => {
+        this.link = state;
+        // Heartbeats are not kept, and a hub that was away for long may have let go of what came before.
+        if (state === "live" && again) void this.reload();
+      },
+    });
+    await this.reload();
+  }
+
+  async reload(): Promise<void> {
+    try {
+      const [nodes, sessions] = await Promise.all([all<Node>("/api/nodes"), all<Session>("/api/sessions")]);
+      this.#take(nodes);
+      this.sessions = sessions;
+      this.ready = true;
+    } catch (error) {
+      if (error instanceof Failure && error.status === 401) return;
+      setTimeout(() => void this.reload(), 2000);
+    }
+  }
+
+  async logout(): Promise<void> {
+    await post("/api/logout").catch(() => {});
+    this.#leave();
+  }
+
+  #leave(): void {
+    this.#stream?.close();
+    this.#stream = null;
+    this.me = null;
+    this.ready = false;
+    this.#known.clear();
+    this.machines = [];
+    this.sessions = [];
+    this.phase = "login";
+  }
+
+  may(scope: "read" | "dispatch" | "manage" | "admin"): boolean {
+    const role = this.me?.role;
+    if (!this.me?.scopes.includes(scope)) return false;
+    return role === "admin" || (role === "member" && scope !== "admin") || scope === "read";
+  }
+
+  machine(id: string): Machine | undefined {
+    // Read through the list, so that whoever asks hears of changes.
+    return this.machines.length ? this.#known.get(id) : undefined;
+  }
+
+  nodeName(id: string): string {
+    return this.machine(id)?.node.name ?? `${id.slice(0, 8)}…`;
+  }
+
+  session(id: string): Session | undefined {
+    return this.sessions.find((session) => session.id === id);
+  }
+
+  /** Hears every event of the hub until the answer is called. */
+  listen(act: (event: HubEvent) => void): () => void {
+    this.#listeners.add(act);
+    return () => this.#listeners.delete(act);
+  }
+
+  put(node: Node): void {
+    const known = this.#known.get(node.id);
+    if (known) known.node = node;
+    else {
+      this.#known.set(node.id, new Machine(node));
+      this.#list();
+    }
+  }
+
+  putSession(session: Session): void {
+    const rest = this.sessions.filter((other) => other.id !== session.id);
+    this.sessions = [session, ...rest].sort((a, b) => b.updated_at_ms - a.updated_at_ms);
+  }
+
+  say(text: string, bad = false): void {
+    const id = ++this.#toast;
+    this.toasts = [...this.toasts.slice(-3), { id, text, bad }];
+    setTimeout(() => this.hush(id), bad ? 12_000 : 5_000);
+  }
+
+  hush(id: number): void {
+    this.toasts = this.toasts.filter((toast) => toast.id !== id);
+  }
+
+  /** Does something that may fail, and says so. */
+  async attempt<T>(work: () => Promise<T>, done?: string): Promise<T | undefined> {
+    try {
+      const value = await work();
+      if (done) this.say(done);
+      return value;
+    } catch (error) {
+      this.say(explain(error), true);
+      return undefined;
+    }
+  }
+
+  #list(): void {
+    this.machines = [...this.#known.values()].sort((a, b) => a.node.name.localeCompare(b.node.name) || (a.node.id < b.node.id ? -1 : 1));
+  }
+
+  #take(nodes: Node[]): void {
+    const ids = new Set(nodes.map((node) => node.id));
+    for (const id of this.#known.keys()) if (!ids.has(id)) this.#known.delete(id);
+    for (const node of nodes) {
+      const known = this.#known.get(node.id);
+      if (known) known.node = node;
+      else this.#known.set(node.id, new Machine(node));
+    }
+    this.#list();
+  }
+
+  #hear(kind: string, event: { at_ms: number; data: Record<string, unknown> }): void {
+    const data = event.data;
+    if (kind === "node" || kind === "node_health") this.#hearNode(kind, data);
+    if (kind === "session") {
+      this.#sessionsStale = true;
+      this.#soon();
+    }
+    for (const listener of this.#listeners) listener({ kind, at: event.at_ms, data });
+  }
+
+  #hearNode(kind: string, data: Record<string, unknown>): void {
+    const id = String(data.node_id);
+    const machine = this.#known.get(id);
+    if (machine) {
+      const { node_id: _, name, change: __, standing, refusal, path_policy, ...presence } = data;
+      const node = machine.node;
+      const news = { ...node, presence: { ...node.presence, ...presence } } as Node;
+      if (kind === "node") Object.assign(news, { name: name ?? node.name, standing: standing ?? node.standing, refusal, path_policy: path_policy ?? node.path_policy });
+      if (news.presence.state !== "online" && news.presence.state !== "degraded") news.presence.health = null;
+      machine.node = news;
+      if (kind === "node_health" && data.health) machine.hear(data.health as Health);
+    }
+    if (kind === "node") {
+      this.#stale.add(id);
+      this.#soon();
+    }
+  }
+
+  #soon(): void {
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      void this.#refresh();
+    }, 60);
+  }
+
+  async #refresh(): Promise<void> {
+    const ids = [...this.#stale];
+    this.#stale.clear();
+    const sessions = this.#sessionsStale;
+    this.#sessionsStale = false;
+    try {
+      if (sessions) this.sessions = await all<Session>("/api/sessions");
+      if (ids.length > ONE_BY_ONE) this.#take(await all<Node>("/api/nodes"));
+      else await Promise.all(ids.map((id) => this.#look(id)));
+    } catch {
+      // The link says when the hub is back, and everything is read then.
+    }
+  }
+
+  async #look(id: string): Promise<void> {
+    try {
+      this.put(await get<Node>(`/api/nodes/${encodeURIComponent(id)}`));
+    } catch (error) {
+      if (error instanceof Failure && error.status === 404 && this.#known.delete(id)) this.#list();
+    }
+  }
+}
+
+export const hub = new HubState();
