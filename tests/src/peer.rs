@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use crate::{
     net::Place,
     program::{self, Process},
+    wait,
 };
 
 /// How a peer runs.
@@ -75,13 +76,16 @@ impl Peer {
     /// Another peer with a copy of this one's key, as on a machine that was cloned.
     ///
     /// # Errors
-    /// When it does not start.
-    pub fn twin(&self) -> Result<Self> {
+    /// When this one does not enrol within 10 s, and when the other does not start.
+    pub async fn twin(&self) -> Result<Self> {
         let home = tempfile::tempdir()?;
-        let state = home.path().join("state");
+        let (state, of) = (home.path().join("state"), self.home().join("state"));
         fs::create_dir(&state)?;
+        // The hub knows of a node a moment before the node keeps that it belongs to the hub.
+        let enrolled = async || of.join("hub.json").exists().then_some(());
+        wait::until("the peer keeps its hub", Duration::from_secs(10), enrolled).await?;
         for file in ["node.key", "hub.json"] {
-            fs::copy(self.home().join("state").join(file), state.join(file))?;
+            fs::copy(of.join(file), state.join(file))?;
         }
         fs::write(home.path().join("peer.yaml"), format!("state_dir: {}\n", state.display()))?;
         let process = spawn(&self.place, home.path())?;

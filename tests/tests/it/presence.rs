@@ -58,7 +58,7 @@ async fn a_stopped_peer_is_offline_at_once_and_leaves_with_status_0() -> Result<
 #[tokio::test]
 async fn of_two_peers_with_one_key_one_is_told_and_the_node_goes_on_working() -> Result<()> {
     let stage = Stage::set().await?;
-    let mut twin = stage.peer.twin()?;
+    let mut twin = stage.peer.twin().await?;
     let told = |line: &str| line.contains("superseded").then_some(());
     let Stage { hub, session: _, mut peer } = stage;
     peer.process.line("that it was superseded", SOON, told).await?;
