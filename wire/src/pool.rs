@@ -616,8 +616,8 @@ impl Claimant {
             }
             // A rank so late that others are asked before waits no longer than they do.
             let due_ms = now_ms + (i64::from(*rank) * slot_ms).min(STEAL_AFTER_MS);
-            let claimed = known.is_some_and(|held| held.claimed && held.fence == *fence);
-            self.offers.insert(task, Held { fence: *fence, due_ms, claimed });
+            // Each offer wants a claim of its own: an earlier one was refused, even if that was not heard in between.
+            self.offers.insert(task, Held { fence: *fence, due_ms, claimed: false });
         }
         for task in update.settled.iter().take(limits::POOL_BATCH).filter_map(|id| TaskId::from_slice(id).ok()) {
             self.offers.remove(&task);

@@ -180,7 +180,6 @@ async fn a_drained_node_finishes_what_it_has_and_gets_nothing_new() -> Result<()
 }
 
 #[tokio::test]
-#[ignore = "a task that is on its way to a node when that is killed waits until it counts as lost; it should move"]
 async fn what_a_dead_node_had_not_started_moves_and_what_it_ran_is_lost() -> Result<()> {
     let mut fleet = Fleet::set(2, 2).await?;
     let first = fleet.peers[0].node.clone();
@@ -208,7 +207,6 @@ async fn what_a_dead_node_had_not_started_moves_and_what_it_ran_is_lost() -> Res
 }
 
 #[tokio::test]
-#[ignore = "a task that is on its way to a node when that is killed waits until it counts as lost; it should move"]
 async fn no_pool_task_runs_twice_however_hub_and_nodes_die() -> Result<()> {
     let mut fleet = Fleet::set(3, 2).await?;
     let mut tasks = Vec::new();

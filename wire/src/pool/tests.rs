@@ -187,8 +187,10 @@ fn a_node_claims_at_its_turn_what_was_not_settled_before() {
     // However late a rank is, nobody waits longer than others are asked.
     assert_eq!(claimant.due_ms(9), Some(1_000 + STEAL_AFTER_MS));
     // Duplicates change nothing, older fences neither, newer ones do.
-    claimant.hear(&update(&[(1, 0, 0), (4, 4, 0)], &[]), 2_000);
-    assert_eq!(claimant.claims(9, 2_500), []);
+    claimant.hear(&update(&[(4, 4, 0)], &[]), 2_000);
+    assert_eq!(claimant.claims(9, 2_500), [], "an older offer says nothing");
+    claimant.hear(&update(&[(1, 0, 0)], &[]), 2_500);
+    assert_eq!(claimant.claims(9, 2_500).len(), 1, "offered again, so its first claim was refused");
     claimant.hear(&update(&[(1, 1, 0)], &[]), 2_500);
     assert_eq!(claimant.claims(9, 2_500).iter().map(|claim| claim.fence).collect::<Vec<_>>(), [1]);
     claimant.hear(&update(&[], &[1, 2, 3, 4]), 3_000);
