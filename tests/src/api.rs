@@ -548,10 +548,13 @@ impl Client {
     /// Waits until a task has ended.
     ///
     /// # Errors
-    /// When it has not within `patience`.
+    /// When it has not within `patience`, with the state that it is in.
     pub async fn ended(&self, id: &str, patience: Duration) -> Result<Task> {
         let what = format!("task {id} ends");
-        wait::until(&what, patience, async || self.task(id).await.ok().filter(Task::is_final)).await
+        match wait::until(&what, patience, async || self.task(id).await.ok().filter(Task::is_final)).await {
+            Ok(ended) => Ok(ended),
+            Err(error) => Err(error.context(format!("{:?}", self.task(id).await))),
+        }
     }
 
     /// What a task has printed so far, "stdout" or "stderr".

@@ -66,8 +66,8 @@ pub(crate) struct Slots {
     sequence: u64,
     /// While the node registers: deliveries that wait until its inventory has been compared with the store.
     late: Option<Vec<(Task, bool)>>,
-    /// What that comparison took charge of: deliveries of it that were under way then are out of date.
-    settled: HashSet<TaskId>,
+    /// What that comparison took charge of, and under which fence: deliveries of it that were under way then are out of date, later leases are not.
+    settled: HashMap<TaskId, u64>,
 }
 
 impl Slots {
@@ -79,13 +79,17 @@ impl Slots {
             live: HashMap::new(),
             sequence: 0,
             late: Some(Vec::new()),
-            settled: HashSet::new(),
+            settled: HashMap::new(),
         }
     }
 
     /// The node's inventory has not been compared yet.
     pub(crate) fn is_registering(&self) -> bool {
         self.late.is_some()
+    }
+
+    fn is_settled(&self, task: &Task) -> bool {
+        self.settled.get(&task.id).is_some_and(|fence| task.fence <= *fence)
     }
 
     /// Who may start now, in the order of the queue.
@@ -139,13 +143,14 @@ pub(crate) struct Plan {
     resume: Vec<Task>,
     again: Vec<Task>,
     waiting: Vec<Task>,
-    lost: Vec<(TaskId, &'static str)>,
+    lost: Vec<(Task, &'static str)>,
 }
 
 impl Plan {
-    fn tasks(&self) -> impl Iterator<Item = TaskId> {
-        let whole = self.resume.iter().chain(&self.again).chain(&self.waiting).map(|task| task.id);
-        whole.chain(self.lost.iter().map(|(id, _)| *id))
+    /// What it takes charge of, with the fences.
+    fn fences(&self) -> HashMap<TaskId, u64> {
+        let lost = self.lost.iter().map(|(task, _)| task);
+        self.resume.iter().chain(&self.again).chain(&self.waiting).chain(lost).map(|task| (task.id, task.fence)).collect()
     }
 }
 
@@ -267,7 +272,7 @@ impl NodeHandle {
             return;
         }
         if leased {
-            let stale = slots.settled.contains(&task.id);
+            let stale = slots.is_settled(&task);
             drop(slots);
             if !stale {
                 self.spawn(task, Opening::Start);
@@ -387,7 +392,7 @@ impl NodeHandle {
                 }
                 Reunion::Lost(why) => {
                     wanted.insert(id, InventoryVerdict::Forget);
-                    plan.lost.push((id, why));
+                    plan.lost.push((task, why));
                 }
                 Reunion::Again => plan.again.push(task),
                 // It is given when somebody has said yes.
@@ -407,12 +412,12 @@ impl NodeHandle {
     pub(crate) fn carry_out(self: &Arc<Self>, plan: Plan) {
         let late = {
             let mut slots = lock(&self.slots);
-            slots.settled = plan.tasks().collect();
+            slots.settled = plan.fences();
             slots.late.take().unwrap_or_default()
         };
         self.board.freed(self.node);
         for (task, leased) in late {
-            if !plan.tasks().any(|id| id == task.id) {
+            if !lock(&self.slots).is_settled(&task) {
                 self.deliver(task, leased);
             }
         }
@@ -423,7 +428,7 @@ impl NodeHandle {
         let handle = self.clone();
         tokio::spawn(async move {
             for (task, reason) in plan.lost {
-                let _ = handle.hub.lose(task, reason).await;
+                let _ = handle.hub.lose(task.id, reason).await;
             }
             for task in plan.again {
                 // Under a higher fence: should the first delivery arrive after all, the node refuses it.
