@@ -194,7 +194,7 @@ async fn both_relays_may_die_and_the_task_reports_when_they_are_back() -> Result
     // The standby alone costs nothing.
     let from = Instant::now();
     two.relays[1 - home].process.kill9().await?;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let to = Instant::now();
     two.relays[home].process.kill9().await?;
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -203,7 +203,7 @@ async fn both_relays_may_die_and_the_task_reports_when_they_are_back() -> Result
     }
     two.both_links().await?;
     let times = two.silence(chatter).await?;
-    assert!(gap(&times, from, to - Duration::from_millis(100)) < Duration::from_millis(500));
+    assert!(gap(&times, from, to - Duration::from_millis(100)) < Duration::from_secs(1));
     Ok(())
 }
 

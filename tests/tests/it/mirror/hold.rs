@@ -67,7 +67,8 @@ async fn much_is_deleted_only_when_somebody_says_yes() -> Result<()> {
     pair.answer(&asked, false).await?;
     assert_eq!(pair.same("everything is back", |tree| tree.len() == FILES + 1).await?, whole);
     fs::rename(two.join("many"), pair.two.home().join("elsewhere again"))?;
-    pair.two_says("it asks again", |sync| sync.question.is_some()).await?;
+    // The hub may show for a moment what was answered.
+    pair.two_says("it asks again", |sync| sync.question.as_ref().is_some_and(|question| *question != asked)).await?;
     // Nobody says yes by killing it.
     pair.two.process.kill9().await?;
     pair.two.restart()?;
