@@ -43,6 +43,7 @@ test:
 
 bench: ui
 	cargo build --release --workspace --bins
+	cargo build --release --manifest-path bench/iroh/Cargo.toml --target-dir target/iroh
 	./target/release/cortex-bench all
 
 deb: ui

@@ -1,5 +1,6 @@
 //! What we compare with.
 
+pub mod iroh;
 pub mod mux;
 pub mod relay;
 pub mod rsync;
