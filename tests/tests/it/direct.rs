@@ -15,7 +15,7 @@ use cortex_tests::{
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::SOON;
+use crate::{SOON, nat::prints_through};
 
 /// Waits until the node's packets go this way, and answers why they do.
 async fn goes(hub: &Hub, peer: &Peer, path: &str) -> Result<Presence> {
@@ -200,16 +200,8 @@ impl Far {
         self.hub.node_is(&self.peer.node, "online", Duration::from_secs(20)).await.map(drop)
     }
 
-    /// Runs a task that prints a line every 50 ms for eight seconds, does something when it has begun, and checks that its output is whole.
     async fn prints_on(&self, change: impl AsyncFnOnce(&Lab) -> Result<()>) -> Result<()> {
-        let task = self.hub.dispatch(&self.session, &Shell::script("for i in $(seq 1 160); do echo \"line $i\"; sleep 0.05; done")).await?;
-        let begun = async || self.hub.output(&task.id, "stdout").await.ok().filter(|output| output.len() > 50);
-        wait::until("some output", SOON, begun).await?;
-        change(&self.lab).await?;
-        let ran = self.hub.finish(&task.id, Duration::from_secs(40)).await?;
-        let expected: String = (1..=160).map(|i| format!("line {i}\n")).collect();
-        assert_eq!((ran.task.state.as_str(), ran.task.attempt, ran.stdout), ("succeeded", 1, expected));
-        Ok(())
+        prints_through(&self.hub, &self.session, async || change(&self.lab).await).await
     }
 }
 

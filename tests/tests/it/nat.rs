@@ -40,18 +40,22 @@ impl Away {
         Ok(Self { hub, peer, session, relay, lab })
     }
 
-    /// Runs a task that prints a line every 50 ms for eight seconds, does something to the network when it has begun, and checks that its
-    /// output is whole.
+    /// Runs a task that prints for eight seconds, does something to the network when it has begun, and checks that its output is whole.
     pub(crate) async fn prints_on(&self, change: impl AsyncFnOnce(&Lab) -> Result<()>) -> Result<()> {
-        let task = self.hub.dispatch(&self.session, &Shell::script("for i in $(seq 1 160); do echo \"line $i\"; sleep 0.05; done")).await?;
-        let begun = async || self.hub.output(&task.id, "stdout").await.ok().filter(|output| output.len() > 50);
-        wait::until("some output", SOON, begun).await?;
-        change(&self.lab).await?;
-        let ran = self.hub.finish(&task.id, Duration::from_secs(40)).await?;
-        let expected: String = (1..=160).map(|i| format!("line {i}\n")).collect();
-        assert_eq!((ran.task.state.as_str(), ran.task.attempt, ran.stdout), ("succeeded", 1, expected));
-        Ok(())
+        prints_through(&self.hub, &self.session, async || change(&self.lab).await).await
     }
+}
+
+/// Runs a task that prints a line every 50 ms for eight seconds, does something when it has begun, and checks that its output is whole.
+pub(crate) async fn prints_through(hub: &Hub, session: &str, change: impl AsyncFnOnce() -> Result<()>) -> Result<()> {
+    let task = hub.dispatch(session, &Shell::script("for i in $(seq 1 160); do echo \"line $i\"; sleep 0.05; done")).await?;
+    let begun = async || hub.output(&task.id, "stdout").await.ok().filter(|output| output.len() > 50);
+    wait::until("some output", SOON, begun).await?;
+    change().await?;
+    let ran = hub.finish(&task.id, Duration::from_secs(40)).await?;
+    let expected: String = (1..=160).map(|i| format!("line {i}\n")).collect();
+    assert_eq!((ran.task.state.as_str(), ran.task.attempt, ran.stdout), ("succeeded", 1, expected));
+    Ok(())
 }
 
 #[tokio::test]

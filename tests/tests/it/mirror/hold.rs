@@ -1,6 +1,10 @@
 //! What a node keeps to itself for a while: edits under another's lock, and deletions that nobody has confirmed.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Result, ensure};
 use cortex_tests::{api::problem, files::Sync, wait};
@@ -18,6 +22,22 @@ impl Pair {
         let path = self.api(&format!("workspace/nodes/{}/answer", self.two.node));
         self.hub.post::<Value>(&path, json!({ "question": question["id"], "yes": yes })).await.map(drop)
     }
+}
+
+const FILES: usize = 30;
+
+/// A pair with the same files on both sides, of which the second has lost all and asks. With the tree as it was, and the question.
+async fn asking() -> Result<(Pair, BTreeMap<PathBuf, String>, Value)> {
+    let pair = Pair::set().await?;
+    let [one, two] = pair.folders();
+    fs::create_dir(one.join("many"))?;
+    for number in 0..FILES {
+        fs::write(one.join(format!("many/{number}")), format!("file {number}"))?;
+    }
+    let whole = pair.same("all files", |tree| tree.len() == FILES + 1).await?;
+    fs::rename(two.join("many"), pair.two.home().join("elsewhere"))?;
+    let asked = pair.two_says("it asks", |sync| sync.question.is_some()).await?.question.unwrap_or_default();
+    Ok((pair, whole, asked))
 }
 
 #[tokio::test]
@@ -53,16 +73,8 @@ async fn an_edit_under_anothers_lock_waits_for_its_end() -> Result<()> {
 
 #[tokio::test]
 async fn much_is_deleted_only_when_somebody_says_yes() -> Result<()> {
-    const FILES: usize = 30;
-    let mut pair = Pair::set().await?;
+    let (mut pair, whole, asked) = asking().await?;
     let [one, two] = pair.folders();
-    fs::create_dir(one.join("many"))?;
-    for number in 0..FILES {
-        fs::write(one.join(format!("many/{number}")), format!("file {number}"))?;
-    }
-    let whole = pair.same("all files", |tree| tree.len() == FILES + 1).await?;
-    fs::rename(two.join("many"), pair.two.home().join("elsewhere"))?;
-    let asked = pair.two_says("it asks", |sync| sync.question.is_some()).await?.question.unwrap_or_default();
     assert_eq!(tree(&one)?, whole);
     pair.answer(&asked, false).await?;
     assert_eq!(pair.same("everything is back", |tree| tree.len() == FILES + 1).await?, whole);
@@ -87,16 +99,8 @@ async fn much_is_deleted_only_when_somebody_says_yes() -> Result<()> {
 
 #[tokio::test]
 async fn a_question_keeps_its_number_and_an_answer_to_a_node_that_has_just_gone_is_refused() -> Result<()> {
-    const FILES: usize = 30;
-    let mut pair = Pair::set().await?;
-    let [one, two] = pair.folders();
-    fs::create_dir(one.join("many"))?;
-    for number in 0..FILES {
-        fs::write(one.join(format!("many/{number}")), format!("file {number}"))?;
-    }
-    let whole = pair.same("all files", |tree| tree.len() == FILES + 1).await?;
-    fs::rename(two.join("many"), pair.two.home().join("elsewhere"))?;
-    let asked = pair.two_says("it asks", |sync| sync.question.is_some()).await?.question.unwrap_or_default();
+    let (mut pair, whole, asked) = asking().await?;
+    let one = pair.one.workspace(&pair.session);
     let same = |sync: &Sync| sync.question.as_ref() == Some(&asked);
     pair.hub.process.kill9().await?;
     pair.hub.restart().await?;
