@@ -34,7 +34,7 @@ use bytes::Bytes;
 use cortex_relay::{Relay, health::Probe};
 use cortex_runtime::{
     chunk::ChunkSource,
-    clock,
+    clock, failpoint,
     lifecycle::{Lifecycle, Parts},
     quic::{self, Prefix, Purpose},
     reach,
@@ -353,7 +353,7 @@ impl Mesh for Network {
         match self.node(task.node) {
             Some(handle) => handle.deliver(task, leased),
             // The node has left since it claimed it, and was sent nothing: others may have it at once.
-            None if leased && task.pool.is_some() => {
+            None if leased && task.is_pooled() => {
                 let (hub, board) = (self.hub.clone(), self.board.clone());
                 tokio::spawn(async move {
                     if let Ok(task) = hub.give_back(task.id, task.fence).await {
@@ -367,6 +367,7 @@ impl Mesh for Network {
     }
 
     fn cancel(&self, task: TaskId, node: NodeId, reason: String) {
+        failpoint::at("hub.cancel_asked");
         self.board.forget(task);
         // An offline node learns of it from the record when it is back.
         if let Some(handle) = self.node(node) {

@@ -739,6 +739,16 @@ pub struct PoolRecord {
     /// How it came to the node that has it or had it last.
     #[serde(default)]
     pub placement: Option<Placement>,
+    /// A person was asked about it for the node that claimed it: from then on it is that node's, because the answer is for that node.
+    #[serde(default)]
+    pub settled: bool,
+}
+
+impl Task {
+    /// Whether the pool may give it to somebody, or to somebody else.
+    pub fn is_pooled(&self) -> bool {
+        self.pool.as_ref().is_some_and(|pool| !pool.settled)
+    }
 }
 
 /// One unit of work.

@@ -228,7 +228,7 @@ pub(crate) fn put(change: &mut Change<'_>, task: &Task) -> Result<(), StoreError
             FORGETTABLE.put(change.tx, &task.id, &change.now_ms)?;
         }
     }
-    if task.pool.is_some() {
+    if task.is_pooled() {
         pool::index(change.tx, task)?;
     }
     let Some(session) = SESSIONS.get(change.tx, &task.session)? else { return put_orphan(change, task) };

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -59,6 +59,8 @@ pub(crate) enum Call {
 #[derive(Debug, Default)]
 pub(crate) struct NotingMesh {
     calls: Mutex<Vec<Call>>,
+    /// Tasks that wait in the pool.
+    pub(crate) waiting: AtomicUsize,
     /// Free slots of the nodes that are online.
     pub(crate) slots: Mutex<HashMap<NodeId, usize>>,
 }
@@ -75,6 +77,10 @@ impl NotingMesh {
 }
 
 impl Mesh for NotingMesh {
+    fn offered(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
+    }
+
     fn reserve(&self, node: NodeId) -> Reservation {
         match lock(&self.slots).get_mut(&node) {
             None => Reservation::Offline,

@@ -25,6 +25,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use cortex_runtime::failpoint;
 use cortex_wire::{
     id::TaskId,
     schema::{Approval, Signed},
@@ -316,6 +317,9 @@ impl Writer {
                     let _ = written.send(Err(error.clone()));
                 }
             }
+        }
+        if self.live.0.values().any(|task| task.result.is_some()) {
+            failpoint::at("peer.result_journalled");
         }
         // What the hub has already need not be on this disk.
         self.unsynced = !starts && self.live.0.values().any(|task| task.result.is_some());

@@ -24,6 +24,7 @@ pub mod browser;
 #[path = "no_browser.rs"]
 pub mod browser;
 pub mod capabilities;
+pub mod cgroup;
 pub mod config;
 pub mod doctor;
 pub mod evidence;

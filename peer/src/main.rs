@@ -11,7 +11,7 @@ use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cortex_peer::{
     browser::BrowserOptions,
-    capabilities,
+    capabilities, cgroup,
     config::{self, EXAMPLE, PeerConfig, SettingError},
     doctor,
     evidence::{self, Beside},
@@ -23,7 +23,7 @@ use cortex_peer::{
     },
     mirror::Mirror,
     process,
-    sandbox::{self, Sandbox},
+    sandbox::{self, Sandbox, shown::Shown as ShownSandbox},
     state::{self, HubRecord, RelayRecord, Sequences, State},
     task::{Tasks, TasksOptions},
 };
@@ -341,6 +341,10 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     tokio::spawn(lifecycle.clone().follow_signals(STOP_WITHIN));
     let sequences = membership.record.as_ref().map(|record| record.sequences).unwrap_or_default();
     let sandbox = Sandbox::of_this_program(settings.policy.readable.clone());
+    let (groups, limits) = cgroup::find();
+    if let Some(groups) = groups {
+        sandbox.limit(groups);
+    }
     let tasks = Tasks::open(TasksOptions {
         state_dir: state.path().to_owned(),
         workspace_dir: settings.workspace_dir(),
@@ -359,10 +363,16 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     tasks.set_mirror(mirror.clone());
 
     let browser = tasks.browsers().and_then(|browsers| browsers.find().ok());
-    let described = capabilities::quick(tasks.slots(), &settings.workspace_dir(), browser);
+    let mut described = capabilities::quick(tasks.slots(), &settings.workspace_dir(), browser);
+    if ["memory", "pids"].iter().all(|name| limits.controllers.iter().any(|held| held == name)) {
+        described.skills.push("limits".into());
+    }
+    let (shown, folder) = (ShownSandbox::new(limits), state.path().to_owned());
+    show_sandbox(&shown, &folder);
     let (describe, capabilities) = watch::channel(described.clone());
     tokio::spawn(async move {
         let sandbox = sandbox.level().await.clone();
+        show_sandbox(&shown.with(&sandbox), &folder);
         let described = Capabilities { sandbox: Some(sandbox), ..described };
         describe.send_replace(described.clone());
         describe.send(capabilities::with_tools(described).await)
@@ -410,6 +420,12 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
             };
             Err(error).or_exit(code)
         }
+    }
+}
+
+fn show_sandbox(shown: &ShownSandbox, folder: &Path) {
+    if let Err(error) = shown.write(folder) {
+        tracing::debug!(%error, "cannot show the sandbox");
     }
 }
 
@@ -485,6 +501,7 @@ fn status(place: &Place, as_json: bool) -> Outcome {
     let holder = state::holder_of(&folder);
     let way = state::way_in(&folder);
     let links = holder.and_then(|_| Shown::read(&folder)).unwrap_or_default();
+    let sandbox = holder.and_then(|_| ShownSandbox::read(&folder));
     if as_json {
         let value = json!({
             "state_dir": folder,
@@ -496,6 +513,7 @@ fn status(place: &Place, as_json: bool) -> Outcome {
             "way": way,
             "home": links.home,
             "standby": links.standby,
+            "sandbox": sandbox,
         });
         println!("{value}");
         return Ok(exit::OK);
@@ -523,6 +541,9 @@ fn status(place: &Place, as_json: bool) -> Outcome {
             }
         }
         None => println!("hub          none; join one with: cortex-peer run --invite cxi1_…"),
+    }
+    if let Some(sandbox) = sandbox {
+        println!("{}", sandbox.lines());
     }
     Ok(exit::OK)
 }

@@ -12,6 +12,7 @@
 //! | `root`, `protect` | what of the file system is there, and which names in the workspace stay as they are |
 //! | `landlock`, `filter`, `limits` | rules over files, over system calls, over resources and capabilities |
 //! | `network` | granted hosts, through the peer's proxy |
+//! | `shown` | what of it the machine's owner is shown |
 //! | `probe` | the self-test, and what to do about a missing wall |
 
 use std::{
@@ -19,11 +20,15 @@ use std::{
     io,
     os::fd::BorrowedFd,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use cortex_wire::schema::SandboxLevel;
 use tokio::sync::OnceCell;
+
+use crate::cgroup::{Group, Groups};
+
+pub mod shown;
 
 #[cfg(target_os = "linux")]
 mod filter;
@@ -77,6 +82,7 @@ struct Inner {
     helper: PathBuf,
     readable: Vec<PathBuf>,
     level: OnceCell<SandboxLevel>,
+    groups: OnceLock<Groups>,
     #[cfg(target_os = "linux")]
     keeper: Arc<protect::Keeper>,
 }
@@ -109,6 +115,7 @@ impl Sandbox {
             helper,
             readable,
             level: OnceCell::new(),
+            groups: OnceLock::new(),
             #[cfg(target_os = "linux")]
             keeper: Arc::default(),
         }))
@@ -122,6 +129,19 @@ impl Sandbox {
     /// What the self-test finds. It is made once, by whoever asks first. Must be called inside a tokio runtime.
     pub async fn level(&self) -> &SandboxLevel {
         self.0.level.get_or_init(|| self.examine()).await
+    }
+
+    /// From now on each task has a group of its own, with limits.
+    pub fn limit(&self, groups: Groups) {
+        let _ = self.0.groups.set(groups);
+    }
+
+    /// A group for a task, where there are any.
+    ///
+    /// # Errors
+    /// When there should be one, and cannot.
+    pub fn group(&self) -> io::Result<Option<Group>> {
+        self.0.groups.get().map(Groups::make).transpose()
     }
 
     /// The level if it is known already.
@@ -153,6 +173,7 @@ impl Sandbox {
         if !program.hosts.is_empty() {
             environment.extend(network::variables().map(String::into_bytes));
         }
+        let group = self.group()?;
         let spec = spec::Spec {
             path: program.path.to_vec(),
             argv: program.argv.clone(),
@@ -160,14 +181,16 @@ impl Sandbox {
             workspace: bytes(program.workspace.1),
             folder: bytes(program.folder),
             readable: self.0.readable.iter().map(PathBuf::as_path).chain(program.readable.iter().copied()).map(bytes).collect(),
-            protected: protect::names(),
+            protected: Vec::new(),
             parent: 0,
             probe: None,
             network: !program.hosts.is_empty(),
             keeps: program.keeps,
+            group: group.as_ref().map(|group| bytes(&group.door())).unwrap_or_default(),
         };
         let mut launch = Launch::new(&self.0.helper, spec, program.workspace.0, Some(&self.0.keeper))?;
         launch.grant(program.hosts);
+        launch.enters(group);
         Ok(launch)
     }
 

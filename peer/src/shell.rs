@@ -23,6 +23,7 @@ use rustix::process::{Pid, Signal};
 use tokio::{net::unix::pipe, sync::watch, time::Instant};
 
 use crate::{
+    cgroup::Group,
     process::{Child, Exit, Mark, Member, Processes, Program},
     sandbox::{Failure, Launch, Sandboxed, Stdio},
 };
@@ -65,6 +66,7 @@ pub struct Running {
     began: Option<Began>,
     started: Instant,
     sandboxed: Option<Sandboxed>,
+    group: Option<Group>,
     /// Kept for as long as the program may read it.
     _script: Option<command::ScriptFile>,
 }
@@ -131,7 +133,7 @@ impl Running {
     ///
     /// # Errors
     /// What the operating system says; nothing was started then.
-    pub fn start(processes: &Processes, command: &mut Command, task: &TaskId, stdin: bool, launch: Option<Launch>) -> io::Result<Self> {
+    pub fn start(processes: &Processes, command: &mut Command, task: &TaskId, stdin: bool, mut launch: Option<Launch>) -> io::Result<Self> {
         // Before the program is there: nothing may fail after it.
         let Ends { theirs: [stdin, stdout, stderr], stdin: to_stdin, stdout: from_stdout, stderr: from_stderr, terminal } =
             match &command.terminal {
@@ -164,9 +166,25 @@ impl Running {
             report: from_report,
             began: command.began.take(),
             started: Instant::now(),
+            group: launch.as_mut().and_then(Launch::take_group),
             sandboxed: launch.map(Launch::started),
             _script: command.script.take(),
         })
+    }
+
+    /// A program without walls enters its group when it has been started; what it starts before that is found by its mark.
+    ///
+    /// # Errors
+    /// When it cannot; it is ended then.
+    pub fn enter(&mut self, processes: &Processes, group: Group) -> io::Result<()> {
+        let entered = group.take(self.child.pid);
+        // One that has ended by now needs no limits.
+        if entered.as_ref().is_err_and(|error| error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error())) {
+            processes.members(self.child.pid, self.mark).iter().for_each(|member| _ = member.send(Signal::KILL));
+            return entered;
+        }
+        self.group = Some(group);
+        Ok(())
     }
 
     /// The terminal it runs in.
@@ -200,7 +218,7 @@ impl Running {
         patience: Patience,
         stop: watch::Receiver<Option<Stop>>,
     ) -> Ended {
-        let Self { child, mark, stdin, stdout, stderr, terminal, report, began, started, mut sandboxed, _script } = self;
+        let Self { child, mark, stdin, stdout, stderr, terminal, report, began, started, mut sandboxed, group, _script } = self;
         let Child { pid, exit } = child;
         let exit = async {
             let seen = match &mut sandboxed {
@@ -236,7 +254,7 @@ impl Running {
         let mut report_open = true;
         let mut ended = processes.ended();
         let mut stop = stop;
-        let mut end = End::new(processes, pid, mark, started, patience, terminal.is_some());
+        let mut end = End { group: group.as_ref(), ..End::new(processes, pid, mark, started, patience, terminal.is_some()) };
         let (mut output_open, mut input_open) = (true, true);
         let (exit, exited_at) = loop {
             if let Some(exit) = end.is_over(output_open) {
@@ -346,6 +364,7 @@ async fn sleep_until(at: Option<Instant>) {
 /// Where a task is on its way to the end.
 struct End<'a> {
     processes: &'a Processes,
+    group: Option<&'a Group>,
     root: Pid,
     mark: Mark,
     started: Instant,
@@ -376,6 +395,7 @@ impl<'a> End<'a> {
     fn new(processes: &'a Processes, root: Pid, mark: Mark, started: Instant, patience: Patience, in_terminal: bool) -> Self {
         Self {
             processes,
+            group: None,
             root,
             mark,
             started,
@@ -424,6 +444,9 @@ impl<'a> End<'a> {
     fn is_over(&mut self, output_open: bool) -> Option<(Exit, Instant)> {
         let (exit, at) = self.exit?;
         let alive = self.processes.members(self.root, self.mark).len();
+        if alive == 0 && self.group.is_some_and(Group::is_populated) {
+            return None;
+        }
         // The pipes of a task without processes are held by somebody it handed them to.
         (alive <= self.left_behind && (!output_open || at.elapsed() >= GRACE)).then_some((exit, at))
     }
@@ -471,6 +494,9 @@ impl<'a> End<'a> {
 
     fn climb(&mut self, signal: Signal) {
         let mut refused = self.signal_all(signal);
+        if let Some(group) = self.group.filter(|_| signal == Signal::KILL) {
+            group.kill();
+        }
         let (next, wait) = match signal {
             Signal::HUP => (Signal::INT, STEP),
             Signal::INT => (Signal::TERM, STEP),

@@ -1,9 +1,12 @@
 //! The hub's HTTP API as a client sees it. Only what tests look at is read; everything else a hub answers is ignored.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use reqwest::{Method, StatusCode};
+use reqwest::{
+    Method, StatusCode,
+    cookie::{CookieStore as _, Jar},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
@@ -16,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Client {
     http: reqwest::Client,
+    cookies: Arc<Jar>,
     base: String,
     token: Option<String>,
 }
@@ -316,8 +320,10 @@ impl Client {
     /// When there can be no client.
     pub fn new(base: impl Into<String>) -> Result<Self> {
         // The tests may run where a proxy is configured for the outside.
-        let http = reqwest::Client::builder().no_proxy().cookie_store(true).connect_timeout(Duration::from_secs(5)).build()?;
-        Ok(Self { http, base: base.into(), token: None })
+        let cookies = Arc::new(Jar::default());
+        let http =
+            reqwest::Client::builder().no_proxy().cookie_provider(cookies.clone()).connect_timeout(Duration::from_secs(5)).build()?;
+        Ok(Self { http, cookies, base: base.into(), token: None })
     }
 
     /// The same, with an API token.
@@ -340,6 +346,12 @@ impl Client {
     /// The token, for those who talk to the hub in their own way.
     pub fn token(&self) -> Option<&str> {
         self.token.as_deref()
+    }
+
+    /// The cookies of a login, for the same.
+    pub fn cookies(&self) -> Option<String> {
+        let cookies = self.cookies.cookies(&self.base.parse().ok()?)?;
+        Some(cookies.to_str().ok()?.to_owned())
     }
 
     /// A request to a path of the hub.

@@ -11,10 +11,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use cortex_runtime::failpoint;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{net::Place, wait};
 
+/// In a program's home: the place at which it is to die.
+const DIES_AT: &str = "dies-at";
 /// Lines of a log that a failed test shows.
 const SHOWN: usize = 120;
 
@@ -41,6 +44,7 @@ pub fn find(name: &str) -> Result<PathBuf> {
 pub fn command(program: &str, place: &Place, home: &Path) -> Result<Command> {
     let mut command = place.command(&find(program)?);
     clean(&mut command, home);
+    command.env(failpoint::VARIABLE, home.join(DIES_AT));
     Ok(command)
 }
 
@@ -200,6 +204,17 @@ impl Process {
         self.signal(Signal::KILL)?;
         self.ended(Duration::from_secs(5)).await?;
         Ok(())
+    }
+
+    /// It dies when it comes to this place (see [`failpoint`]). The one that was asked for before is forgotten.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn dies_at(&self, place: &str) -> Result<()> {
+        let file = self.log.with_file_name(DIES_AT);
+        // It must not read half of a name.
+        fs::write(file.with_extension("new"), place)?;
+        Ok(fs::rename(file.with_extension("new"), file)?)
     }
 
     /// Asks it to stop (SIGTERM) and returns how long that took.

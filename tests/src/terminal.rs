@@ -37,7 +37,11 @@ impl Terminal {
     /// # Errors
     /// [`Problem`], or what broke.
     pub async fn open(client: &Client, session: &str, query: &str) -> Result<Self> {
-        let headers = client.token().map(|token| ("authorization", format!("Bearer {token}")));
+        let headers = match (client.token(), client.cookies()) {
+            (Some(token), _) => vec![("authorization", format!("Bearer {token}"))],
+            (None, Some(cookies)) => vec![("cookie", cookies), ("origin", client.base().to_owned())],
+            (None, None) => vec![],
+        };
         Self::open_with(client, session, query, headers).await
     }
 

@@ -10,7 +10,7 @@ use prost::Message;
 
 use crate::{
     browser, limits,
-    schema::{CommandRule, SandboxMode, SandboxPolicy, TaskRequest, task_request::Kind},
+    schema::{CommandRule, SandboxMode, SandboxPolicy, ShellTask, TaskRequest, task_request::Kind},
     text,
 };
 use script::{Command, Found, Script, Sort, Word};
@@ -201,7 +201,7 @@ impl Policy {
             return Outcome::Allow;
         }
         let script = Script::of(shell);
-        let mut asks = None;
+        let mut asks = is_open_ended(shell, &script).then(|| self.judge_open_ended(request, &script, approved)).flatten();
         for command in &script.commands {
             match self.judge_command(command, watch, approved) {
                 Outcome::Deny(refusal) => return Outcome::Deny(refusal),
@@ -212,6 +212,15 @@ impl Policy {
         let certain = script.readable && (script.plain || self.rules.allow.is_empty());
         let asks = asks.or_else(|| (!certain).then(|| Question::unparsable(None)));
         asks.map_or(Outcome::Allow, Outcome::Ask)
+    }
+
+    /// A shell that is fed from outside: a person who sits at one knows what is typed; of a program nobody does, so it asks wherever anything may be asked about or refused.
+    fn judge_open_ended(&self, request: &TaskRequest, script: &Script, approved: &[String]) -> Option<Question> {
+        let lists = self.rules.ask_dangerous || !(self.rules.ask.is_empty() && self.rules.deny.is_empty());
+        let command = script.commands.iter().find(|command| command.is_fed_shell())?;
+        let known = fit(approved, &command.words) == Fit::Yes;
+        (lists && is_by_program(request) && !known)
+            .then(|| Question::Dangerous { command: command.shown(), danger: "runs whatever is typed into it" })
     }
 
     /// As commands: `browser evaluate` can be on each list, or `browser` altogether. What a batch does counts, step by step.
@@ -266,6 +275,11 @@ impl Policy {
             None => Outcome::Allow,
         }
     }
+}
+
+/// Whether a task is a shell that takes its commands while it runs, from a terminal or its input.
+fn is_open_ended(shell: &ShellTask, script: &Script) -> bool {
+    (shell.terminal.is_some() || shell.stdin) && script.commands.iter().any(Command::is_fed_shell)
 }
 
 /// Whether a program asked for a task, such as an AI: it came with a token, or through MCP.

@@ -74,7 +74,8 @@ impl State {
         match self {
             Queued => matches!(next, AwaitingApproval | Offered | Leased | Cancelled | Expired | Rejected),
             AwaitingApproval => matches!(next, Queued | Cancelled | Expired | Rejected),
-            Offered => matches!(next, Leased | Queued | Cancelled | Expired),
+            // It is asked about for the node that claimed it.
+            Offered => matches!(next, AwaitingApproval | Leased | Queued | Cancelled | Expired),
             // A result may overtake the news that the task started.
             Leased => matches!(next, Running | Queued | Succeeded | Failed | Cancelled | TimedOut | Rejected | Expired | Lost),
             Running => matches!(next, Succeeded | Failed | Cancelled | TimedOut | Lost),

@@ -136,7 +136,7 @@ impl TerminalQuery {
 
 /// Opens a terminal on a node of the session, or comes back to one.
 ///
-/// A WebSocket. The first text frame is `{"type":"opened","task_id":…,"offset":…,…}`; binary frames are output from that offset on, and what is typed in the other
+/// A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,…}`; binary frames are output from that offset on, and what is typed in the other
 /// direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
 /// with `task` and `offset`, or end it with `POST /api/tasks/{id}/cancel`. With a session cookie the request must come from a page of this hub.
 #[utoipa::path(get, path = "/api/sessions/{id}/terminal", tag = "tasks",
@@ -280,7 +280,7 @@ impl Screen {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Told<'a> {
-    Opened { task_id: TaskId, node_id: NodeId, offset: u64, columns: u32, rows: u32, may_type: bool },
+    Opened { task_id: TaskId, node_id: NodeId, state: &'a str, offset: u64, columns: u32, rows: u32, may_type: bool },
     Gap { next_offset: u64 },
     Exit { state: &'a str, exit_code: Option<i32>, signal: Option<i32>, code: Option<&'a str>, reason: Option<&'a str>, offset: u64 },
     Error { code: &'a str, detail: &'a str },
@@ -317,9 +317,13 @@ impl Guest {
     async fn converse(mut self, socket: Socket, screen: Screen) {
         let (mut out, incoming) = socket.split();
         let Err(over) = self.talk(&mut out, incoming, screen).await;
+        // Somebody else may sit down meanwhile.
+        drop(self.seat);
         if let Over::Close(code, reason) = over {
             let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
-            let _ = timeout(Duration::from_secs(1), out.send(Message::Close(Some(frame)))).await;
+            // Who is slow has to take what is under way first, to hear why.
+            let patience = if code == TOO_SLOW { SLOW } else { Duration::from_secs(1) };
+            let _ = timeout(patience, out.send(Message::Close(Some(frame)))).await;
         }
         let _ = timeout(Duration::from_secs(1), out.close()).await;
     }
@@ -334,6 +338,7 @@ impl Guest {
         let opened = Told::Opened {
             task_id: self.task.id,
             node_id: self.task.node,
+            state: self.task.state.name(),
             offset: screen.at,
             columns: size.columns,
             rows: size.rows,

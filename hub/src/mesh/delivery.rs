@@ -11,7 +11,7 @@ use std::{
 
 use bytes::Bytes;
 use cortex_runtime::{
-    clock,
+    clock, failpoint,
     stream::{FrameReader, FrameWriter, StreamError},
 };
 use cortex_wire::{
@@ -262,7 +262,7 @@ impl NodeHandle {
 
     /// See [`crate::hub::Mesh::deliver`].
     pub fn deliver(self: &Arc<Self>, task: Task, leased: bool) {
-        if task.pool.is_some() && !leased {
+        if task.is_pooled() && !leased {
             return self.board.wait(&task);
         }
         let ready = lock(&self.state).takes_tasks();
@@ -279,6 +279,7 @@ impl NodeHandle {
             }
             return;
         }
+        failpoint::at("hub.queued");
         expire_later(self.hub.clone(), &task);
         if ready && slots.take() {
             drop(slots);
@@ -433,6 +434,7 @@ impl NodeHandle {
             for task in plan.again {
                 // Under a higher fence: should the first delivery arrive after all, the node refuses it.
                 if let Ok(task) = handle.hub.requeue(task.id, task.fence).await {
+                    failpoint::at("hub.requeued");
                     handle.deliver(task, false);
                 }
             }
@@ -462,6 +464,9 @@ impl NodeHandle {
     }
 
     fn spawn(self: &Arc<Self>, task: Task, opening: Opening) {
+        if opening == Opening::Start {
+            failpoint::at("hub.leased");
+        }
         let (commands, receiver) = mpsc::channel(64);
         lock(&self.slots).live.insert(task.id, commands);
         self.hub.terminals.attached(task.id);
@@ -547,6 +552,9 @@ impl NodeHandle {
         };
         *sent = true;
         writer.send(&StreamOpen { open: Some(open), workspace_revision, secrets }).await?;
+        if opening == Opening::Start {
+            failpoint::at("hub.sent");
+        }
         if let Some(size) = self.hub.terminals.size(task.id) {
             writer.send(&ToTask { frame: Some(to_task::Frame::Resize(size)) }).await?;
         }
@@ -668,7 +676,9 @@ impl Delivery<'_> {
     /// Stores that the task runs.
     async fn begun(&mut self) -> Result<(), DeliveryError> {
         let Some(started) = self.started.take() else { return Ok(()) };
-        match self.handle.hub.started(self.task.id, self.handle.node, &started).await {
+        let stored = self.handle.hub.started(self.task.id, self.handle.node, &started).await;
+        failpoint::at("hub.started");
+        match stored {
             Ok(_) | Err(TransitionError::NotAllowed { .. }) => Ok(()),
             Err(error) => Err(error.into()),
         }
@@ -679,6 +689,7 @@ impl Delivery<'_> {
     }
 
     async fn acknowledge(&mut self, durable: Mark) -> Result<(), DeliveryError> {
+        failpoint::at("hub.output_durable");
         self.acked = durable;
         self.stored.stdout = self.stored.stdout.max(durable.stdout);
         self.stored.stderr = self.stored.stderr.max(durable.stderr);
@@ -693,6 +704,7 @@ impl Delivery<'_> {
             Some(from_task::Frame::Output(output)) => {
                 let stream = Stream::from_wire(output.stream()).ok_or(DeliveryError::Protocol("an output stream that does not exist"))?;
                 self.stored = hub.outputs.append(self.task.id, stream, output.offset, output.data).await?;
+                failpoint::at("hub.output");
                 self.acked.stdout = self.acked.stdout.min(self.stored.stdout);
                 self.acked.stderr = self.acked.stderr.min(self.stored.stderr);
                 Ok(false)
@@ -717,7 +729,7 @@ impl Delivery<'_> {
                 }
                 // The peer was asked to go on with something it does not know: its journal is gone, and whether the task ran is unknown.
                 let told = match code.as_str() {
-                    code if self.task.pool.is_some() && may_move(code) => {
+                    code if self.task.is_pooled() && may_move(code) => {
                         let given_back = hub.give_back(self.task.id, self.task.fence).await;
                         given_back.inspect(|task| self.handle.board.wait(task))
                     }
@@ -738,8 +750,11 @@ impl Delivery<'_> {
                 if response.task_id != self.task.id.as_bytes()[..] || response.node_key != self.handle.node.key().as_bytes()[..] {
                     return Err(DeliveryError::Protocol("a result of another task or node"));
                 }
+                failpoint::at("hub.result");
                 self.settled(hub.finish(self.task.id, self.handle.node, &response, &signed).await)?;
+                failpoint::at("hub.result_stored");
                 self.conclude().await;
+                failpoint::at("hub.acknowledged");
                 Ok(true)
             }
             Some(from_task::Frame::Started(_)) | None => Ok(false),

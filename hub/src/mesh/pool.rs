@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cortex_runtime::lifecycle::Lifecycle;
+use cortex_runtime::{failpoint, lifecycle::Lifecycle};
 use cortex_wire::{
     id::{NodeId, TaskId},
     limits,
@@ -137,10 +137,12 @@ impl Board {
     }
 
     async fn grant(&self, grants: Vec<Grant>) {
+        failpoint::at("hub.claimed");
         let decided = self.hub.grant(grants.clone()).await.unwrap_or_else(|error| {
             tracing::warn!(%error, "could not give tasks of the pool away");
             grants.into_iter().map(|grant| (grant, Err(Declined::Full))).collect()
         });
+        failpoint::at("hub.granted");
         let unfit: Vec<NodeId> =
             decided.iter().filter(|(_, outcome)| *outcome == Err(Declined::Unfit)).map(|(grant, _)| grant.node).collect();
         self.with(|core, now_ms| {
@@ -182,6 +184,7 @@ impl Board {
     pub(crate) fn wait(&self, task: &Task) {
         let wall_ms = self.hub.now_ms();
         self.with(|core, now_ms| core.pool.wait(waiting(task, wall_ms, now_ms), now_ms));
+        failpoint::at("hub.offered");
     }
 
     /// A task is not to be had any more.

@@ -206,8 +206,12 @@ impl Candidates {
         if !is_here && request.queue_timeout_ms == 0 {
             return Err(TaskError::NoCandidate { fits: !nodes.is_empty(), why: self.why() });
         }
-        let record =
-            PoolRecord { selector: request.selector.clone().unwrap_or_default(), waits: (!is_here).then(|| self.why()), placement: None };
+        let record = PoolRecord {
+            selector: request.selector.clone().unwrap_or_default(),
+            waits: (!is_here).then(|| self.why()),
+            placement: None,
+            settled: false,
+        };
         Ok(Pooled { first, nodes, record })
     }
 

@@ -15,11 +15,12 @@ use serde_json::{Value, json};
 
 use super::{Task, choice, dispatch::Slot, must_allow, put, rows, waits};
 use crate::{
+    approval::{self, Decision},
     change::Change,
     hub::{Hub, Mesh, Reservation},
     record::{
-        Event,
-        tables::{OPEN_TASKS_OF_NODE, POOL_TASKS, TASKS},
+        Event, PoolRecord,
+        tables::{NODES, OPEN_TASKS_OF_NODE, POOL_TASKS, TASKS},
     },
     store::{StoreError, WriteTx},
     task::TransitionError,
@@ -32,8 +33,14 @@ pub(super) fn index(tx: &mut dyn WriteTx, task: &Task) -> Result<(), StoreError>
         return POOL_TASKS.insert(tx, &task.session, &task.id);
     }
     if !task.state.is_final() {
-        OPEN_TASKS_OF_NODE.insert(tx, &task.node, &task.id)?;
+        return settle(tx, task);
     }
+    POOL_TASKS.remove(tx, &task.session, &task.id)
+}
+
+/// Keeps a task with its node, and not with the pool any more.
+fn settle(tx: &mut dyn WriteTx, task: &Task) -> Result<(), StoreError> {
+    OPEN_TASKS_OF_NODE.insert(tx, &task.node, &task.id)?;
     POOL_TASKS.remove(tx, &task.session, &task.id)
 }
 
@@ -116,24 +123,32 @@ pub fn replay(events: &[Event]) -> Result<BTreeMap<TaskId, (u64, NodeId)>, Repla
     Ok(found)
 }
 
-/// Leases a task to the node that claimed it, or says why not. The slot is taken inside the transaction, and given back if that fails.
+/// Leases a task to the node that claimed it, or says why not. The slot is taken inside the transaction, and given back if that fails. Where the node's policy asks, a person
+/// is asked about it for this node, and it leaves the pool: another node might have let it start, but a yes is for one node, and so is the question.
 fn lease(change: &mut Change<'_>, mesh: &Arc<dyn Mesh>, grant: &Grant) -> Result<Result<(), Declined>, StoreError> {
     let task = TASKS.get(change.tx, &grant.task)?.filter(|task| waits(task.state) && task.fence == grant.fence);
     let Some(mut task) = task else { return Ok(Err(Declined::Gone)) };
     let Some(pool) = task.pool.clone() else { return Ok(Err(Declined::Gone)) };
     let fits = choice::seat(change.tx, grant.node)?.is_some_and(|machine| machine.unfit(&needs_of(&task)).is_none());
-    if !fits {
-        return Ok(Err(Declined::Unfit));
-    }
+    let Some(node) = NODES.get(change.tx, &grant.node)?.filter(|_| fits) else { return Ok(Err(Declined::Unfit)) };
     if mesh.reserve(grant.node) != Reservation::Slot {
         return Ok(Err(Declined::Full));
     }
     let slot = Slot::new(mesh.clone(), grant.node);
     task.node = grant.node;
+    let placement = Some(grant.placement.clone());
+    if approval::decide(change.tx, &node, &mut task, change.now_ms)? == Decision::Wait {
+        task.pool = Some(PoolRecord { placement, settled: true, ..pool });
+        settle(change.tx, &task)?;
+        approval::ask(change, &mut task)?;
+        let mesh = mesh.clone();
+        change.then(move || mesh.deliver(task, false));
+        return Ok(Err(Declined::Gone));
+    }
     task.state = State::Leased;
     task.fence += 1;
     task.leased_at_ms = Some(change.now_ms);
-    task.pool = Some(crate::record::PoolRecord { placement: Some(grant.placement.clone()), ..pool });
+    task.pool = Some(PoolRecord { placement, ..pool });
     put(change, &task)?;
     change.then(move || slot.deliver(task));
     Ok(Ok(()))
@@ -174,7 +189,7 @@ impl Hub {
     /// # Errors
     /// [`TransitionError`].
     pub(crate) async fn give_back(&self, id: TaskId, fence: u64) -> Result<Task, TransitionError> {
-        let task = self.find_task(id).await?.filter(|task| task.pool.is_some()).ok_or(TransitionError::NotFound)?;
+        let task = self.find_task(id).await?.filter(Task::is_pooled).ok_or(TransitionError::NotFound)?;
         must_allow(&task, State::Queued)?;
         self.requeue(id, fence).await
     }

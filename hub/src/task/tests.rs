@@ -407,8 +407,72 @@ async fn a_task_of_the_pool_is_granted_once_by_its_fence_and_the_log_replays() {
     assert_eq!(site.hub.open_tasks_of(nodes[0]).await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn a_task_of_the_pool_is_asked_about_for_the_node_that_claimed_it_and_is_that_node_s_from_then_on() {
+    let site = Site::new().await;
+    let ann = site.admin().await;
+    let nodes = [site.node(&ann, 1).await, site.node(&ann, 2).await];
+    let session = site.session(&ann, &nodes).await;
+    nodes.iter().for_each(|node| _ = lock(&site.mesh.slots).insert(*node, 1));
+    let rule = crate::record::CommandRule { prefix: vec!["true".into()], ..crate::record::CommandRule::default() };
+    let policy = crate::record::SandboxPolicy { ask: vec![rule], ..crate::record::SandboxPolicy::default() };
+    site.hub.set_policy(&ann, nodes[1], policy, None).await.unwrap();
+    let mut asked = Vec::new();
+    for _ in 0..3 {
+        let task = site.dispatch(&ann, session, pooled(), None).await.unwrap().task;
+        site.mesh.calls();
+        assert_eq!(granted(&site, claim(&task, &nodes, &[nodes[1], nodes[0]])).await, Err(Declined::Gone), "before the lease");
+        assert_eq!(site.mesh.calls(), [Call::Deliver { task: task.id, leased: false }]);
+        let task = site.hub.task(&ann, task.id).await.unwrap();
+        assert_eq!((task.state, task.fence, task.node), (State::AwaitingApproval, 0, nodes[1]));
+        assert_eq!(site.mesh.free(nodes[1]), Some(1), "it takes no slot");
+        asked.push(task.id);
+    }
+    assert_eq!(site.hub.pool_tasks().await.unwrap(), []);
+    let site = site.restart().await;
+    nodes.iter().for_each(|node| _ = lock(&site.mesh.slots).insert(*node, 1));
+    assert_eq!(site.hub.approvals(&ann).await.unwrap().len(), 3);
+    // A yes is for that node, and so the task waits for that node.
+    site.hub.approve(&ann, asked[0], crate::record::approval::Reach::Once, vec![]).await.unwrap();
+    assert_eq!(site.hub.open_tasks_of(nodes[1]).await.unwrap().len(), 3);
+    let leased = site.hub.lease(asked[0]).await.unwrap();
+    assert_eq!((leased.state, leased.fence, leased.node), (State::Leased, 1, nodes[1]));
+    assert!(site.hub.give_back(asked[0], 1).await.is_err(), "it does not go back to the pool");
+    assert_eq!(site.hub.requeue(asked[0], 1).await.unwrap().state, State::Queued);
+    assert_eq!(site.hub.pool_tasks().await.unwrap(), []);
+    assert_eq!(site.hub.deny(&ann, asked[1], "").await.unwrap().state, State::Rejected);
+    assert_eq!(site.hub.cancel(&ann, asked[2]).await.unwrap().state, State::Cancelled);
+    let states_of = |task| states(&site, &ann, session, task);
+    assert_eq!(states_of(asked[0]).await, ["offered", "awaiting_approval", "queued", "leased", "queued"]);
+    let events = site.hub.session_events(&ann, session, 0, 999).await.unwrap();
+    assert_eq!(pool::replay(&events), Ok([(asked[0], (1, nodes[1]))].into()));
+    // The other node asks nothing.
+    let task = site.dispatch(&ann, session, pooled(), None).await.unwrap().task;
+    assert_eq!(granted(&site, claim(&task, &nodes, &[nodes[0], nodes[1]])).await, Ok(()));
+}
+
 async fn waits_now(site: &Site) -> Task {
     site.hub.pool_tasks().await.unwrap().remove(0)
+}
+
+#[tokio::test]
+async fn a_session_has_so_many_open_tasks_and_no_more() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let (session, _) = site.workplace(&ann, 1).await;
+    let other = site.run(&ann, session).await.unwrap();
+    let ids = (1..10_000_u64).map(|number| TaskId::new(START_MS, [number.to_be_bytes().as_slice(), &[0; 2]].concat().try_into().unwrap()));
+    let ids: Vec<TaskId> = ids.collect();
+    let last = ids[0];
+    site.hub
+        .change("test".into(), move |change| ids.iter().try_for_each(|id| OPEN_TASKS_OF_SESSION.insert(change.tx, &session, id)))
+        .await
+        .unwrap();
+    assert_eq!(code(site.run(&ann, session).await), Some("too_many_tasks"));
+    let elsewhere = site.session(&ann, &[other.node]).await;
+    assert!(site.run(&ann, elsewhere).await.is_ok(), "it is the session's quota");
+    site.hub.change("test".into(), move |change| OPEN_TASKS_OF_SESSION.remove(change.tx, &session, &last)).await.unwrap();
+    assert!(site.run(&ann, session).await.is_ok());
 }
 
 #[tokio::test]
@@ -432,6 +496,8 @@ async fn a_drained_node_is_not_chosen() {
     assert_eq!(code(site.dispatch(&ann, session, selecting("os="), None).await), Some("malformed_task"));
     let strict = TaskSpec { mode: Some(crate::record::Mode::Strict), ..pooled().spec };
     assert_eq!(code(site.dispatch(&ann, session, DispatchRequest { spec: strict, ..pooled() }, None).await), Some("no_candidate"));
+    site.mesh.waiting.store(limits::POOL_WAITING, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(code(site.dispatch(&ann, session, pooled(), None).await), Some("pool_full"));
     site.hub.drain_node(&ann, node, false).await.unwrap();
     assert_eq!(granted(&site, claim(&task, &[node], &[node])).await, Ok(()));
     assert_eq!(site.hub.cancel(&ann, task.id).await.unwrap().state, State::Leased);

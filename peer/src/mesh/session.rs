@@ -10,7 +10,7 @@ use bytes::Bytes;
 use cortex_runtime::{
     clock,
     direct::Paired,
-    quic,
+    failpoint, quic,
     stream::{FrameReader, FrameWriter, StreamError},
     tls,
 };
@@ -472,7 +472,10 @@ impl Session {
         if claims.is_empty() {
             return Ok(());
         }
-        self.send(node_frame::Frame::Claims(PoolClaims { claims, closed: false })).await
+        failpoint::at("peer.offered");
+        self.send(node_frame::Frame::Claims(PoolClaims { claims, closed: false })).await?;
+        failpoint::at("peer.claimed");
+        Ok(())
     }
 
     async fn beat(&mut self, mesh: &mut Mesh, view: &View) -> Result<(), StreamError> {

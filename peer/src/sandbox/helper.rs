@@ -100,6 +100,9 @@ fn outside(report: &OwnedFd) -> Result<Status, Fault> {
     if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(spec.parent) {
         return Err(Fault::new("the peer is gone".into()));
     }
+    if !spec.group.is_empty() {
+        fs::write(std::ffi::OsStr::from_bytes(&spec.group), "0").step("enter the task's cgroup")?;
+    }
     let folder = statat(CWD, ".", AtFlags::empty()).step("look at the folder")?;
     // Descriptors belong to the mounts outside. The folder in which a process is goes along into new ones.
     rustix::process::fchdir(&workspace).step("enter the workspace")?;

@@ -22,7 +22,10 @@ use super::{
     report::{self, Report},
     spec::Spec,
 };
-use crate::process::{Child, Exit, Mark, Processes, Program};
+use crate::{
+    cgroup::Group,
+    process::{Child, Exit, Mark, Processes, Program},
+};
 
 /// A helper that takes longer than this has hung.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,6 +37,7 @@ pub struct Launch {
     argv: Vec<CString>,
     descriptors: [OwnedFd; 3],
     sandboxed: Sandboxed,
+    group: Option<Group>,
 }
 
 /// What a program has from its beginning.
@@ -74,6 +78,9 @@ impl Launch {
     pub(super) fn new(helper: &Path, mut spec: Spec, workspace: BorrowedFd<'_>, keeper: Option<&Arc<Keeper>>) -> io::Result<Self> {
         spec.parent = rustix::process::getpid().as_raw_nonzero().get();
         let names = keeper.map(|keeper| Keeper::keep(keeper, workspace)).transpose()?;
+        if let Some(names) = &names {
+            spec.protected = names.names().to_vec();
+        }
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         // Theirs blocks: a flag of the socket, not of the descriptor.
@@ -85,6 +92,7 @@ impl Launch {
             path,
             descriptors: [spec.to_file()?, theirs, workspace.try_clone_to_owned()?],
             sandboxed: Sandboxed { reports, hosts: Arc::default(), proxy: JoinSet::new(), _names: names },
+            group: None,
         })
     }
 
@@ -103,6 +111,16 @@ impl Launch {
     /// Hosts that may be reached from inside.
     pub(super) fn grant(&mut self, hosts: &[String]) {
         self.sandboxed.hosts = hosts.into();
+    }
+
+    /// The group that the spec names.
+    pub(super) fn enters(&mut self, group: Option<Group>) {
+        self.group = group;
+    }
+
+    /// The task's group, for whoever ends it.
+    pub fn take_group(&mut self) -> Option<Group> {
+        self.group.take()
     }
 
     /// The helper was started, and has what it needs.

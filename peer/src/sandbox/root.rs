@@ -196,15 +196,18 @@ fn restrict(mount: &OwnedFd, attributes: u64) -> Result<(), Errno> {
     sys::restrict_mount(mount, attributes, true).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
 }
 
-/// The protected names that are there, as mounts to be put over themselves. `.git` itself is one, so that it cannot be moved away with its settings.
+/// The protected names that are there, as mounts to be put over themselves. A `.git` itself is one, so that it cannot be moved away with its settings.
 fn protect(spec: &Spec, workspace: BorrowedFd<'_>) -> Result<Vec<(String, OwnedFd)>, Fault> {
     let mut mounts = Vec::new();
     for name in &spec.protected {
         let beneath = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let attributes = sys::NO_SETUID | sys::NO_DEVICES | if name == super::protect::REPOSITORY { 0 } else { sys::READ_ONLY };
-        match openat2(workspace, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), beneath)
-            .and_then(|fd| clone(fd.as_fd(), "", attributes))
-        {
+        let mount = openat2(workspace, name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), beneath).and_then(|fd| {
+            // A repository elsewhere is named by a file, which stays as it is.
+            let is_folder = FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::Directory;
+            let writable = is_folder && super::protect::is_repository(name);
+            clone(fd.as_fd(), "", sys::NO_SETUID | sys::NO_DEVICES | if writable { 0 } else { sys::READ_ONLY })
+        });
+        match mount {
             Ok(mount) => mounts.push((name.clone(), mount)),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
             Err(Errno::LOOP) => {

@@ -59,6 +59,9 @@ pub struct Spec {
     /// The program has a fourth descriptor.
     #[prost(bool, tag = "11")]
     pub keeps: bool,
+    /// Where a process enters the task's cgroup; empty: it has none.
+    #[prost(bytes = "vec", tag = "12")]
+    pub group: Vec<u8>,
 }
 
 /// What the self-test tries to reach from inside.

@@ -3,7 +3,7 @@
 use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use cortex_runtime::spool::Spool;
+use cortex_runtime::{failpoint, spool::Spool};
 use cortex_wire::{
     browser::Order,
     id::{SessionId, TaskId},
@@ -110,6 +110,7 @@ impl Inner {
         behind: bool,
         values: &[SecretValue],
     ) -> Result<(Arc<Task>, Patience, Work), Rejection> {
+        failpoint::at("peer.admitted");
         let prepared = self.prepare(&session, &admitted, values).await?;
         let Admitted { id, request, policy_hash, run_timeout, .. } = admitted;
         let sandbox_level = match &prepared {
@@ -130,6 +131,7 @@ impl Inner {
         task.is_behind = behind;
         let work = match self.record(&id, &request, started).await {
             Ok(log_hash) => {
+                failpoint::at("peer.journalled");
                 task.log_hash = log_hash;
                 self.begin(prepared, &id).await.inspect_err(|rejection| {
                     self.journal.forgotten(&id);
@@ -139,6 +141,7 @@ impl Inner {
             Err(rejection) => Err(rejection),
         };
         let work = work.inspect_err(|_| self.remove_output(&id))?;
+        failpoint::at("peer.started");
         let task = Arc::new(task);
         if let Work::Shell(running) = &work {
             task.runs_as(running.pid(), running.terminal());
@@ -165,8 +168,13 @@ impl Inner {
             Prepared::Shell(shell) => shell,
         };
         let failed = |command: &Command, error| cannot_start(command::explain(command, &error));
+        let strict = shell.launch.is_some();
         let started = Running::start(&self.processes, &mut shell.command, id, shell.stdin, shell.launch.take());
         let mut running = started.map_err(|error| failed(&shell.command, error))?;
+        if !strict {
+            let group = self.sandbox.group().and_then(|group| group.map_or(Ok(()), |group| running.enter(&self.processes, group)));
+            group.map_err(|error| cannot_start(format!("it cannot be limited: {error}")))?;
+        }
         match running.up(&self.processes).await {
             Ok(()) => Ok(Work::Shell(Box::new(running))),
             Err(Failure::Wall(reason)) => Err(Rejection::SandboxUnavailable(text::clean(&reason, limits::TEXT_BYTES))),
@@ -268,6 +276,7 @@ impl Inner {
             // It was not prepared then.
             (Work::Browser(_), None) => return,
         };
+        failpoint::at("peer.ended");
         self.keep(task, session, &ended);
         let response = task.response(&ended, &self.node.public(), self.now_ms());
         tracing::info!(task = %task.id, state = response.state, "task ended");
@@ -278,6 +287,7 @@ impl Inner {
                 self.journal.finished(&task.id, result.clone());
             }
         });
+        failpoint::at("peer.result_ordered");
         if let Some(mirror) = self.mirror.get() {
             mirror.after_task(session, &task.id).await;
         }

@@ -5,7 +5,10 @@
 
 use std::sync::Arc;
 
-use cortex_runtime::stream::{FrameReader, FrameWriter, StreamError};
+use cortex_runtime::{
+    failpoint,
+    stream::{FrameReader, FrameWriter, StreamError},
+};
 use cortex_wire::{
     id::TaskId,
     limits,
@@ -89,6 +92,7 @@ impl Tasks {
     {
         let found = match open.open {
             Some(Open::Start(signed)) => {
+                failpoint::at("peer.received");
                 let beside = Beside { revision: open.workspace_revision, secrets: open.secrets };
                 self.begin_for(&signed, beside).await
             }
@@ -97,6 +101,7 @@ impl Tasks {
                 Err(TaskRejected { code: "malformed".into(), message: "neither a task nor one to go on with".into() })
             }
         };
+        failpoint::at("peer.begun");
         match found {
             Ok((task, cursors)) => self.converse(&task, cursors, reader, &mut writer).await,
             Err(rejected) => {
@@ -153,14 +158,20 @@ impl Tasks {
                         stdin.offer(piece);
                     }
                 }
-                Some(to_task::Frame::Cancel(cancel)) => task.stop(Stop::Asked(text::clean(&cancel.reason, limits::TEXT_BYTES))),
+                Some(to_task::Frame::Cancel(cancel)) => {
+                    failpoint::at("peer.cancel_heard");
+                    task.stop(Stop::Asked(text::clean(&cancel.reason, limits::TEXT_BYTES)));
+                    failpoint::at("peer.cancelling");
+                }
                 Some(to_task::Frame::Ack(ack)) => {
                     task.stdout.acknowledge(ack.stdout_offset);
                     task.stderr.acknowledge(ack.stderr_offset);
                 }
                 Some(to_task::Frame::Resize(size)) => task.resize(&size),
                 Some(to_task::Frame::ResultStored(true)) if task.result().is_some() => {
+                    failpoint::at("peer.result_stored");
                     self.0.forget(task);
+                    failpoint::at("peer.forgotten");
                     return Ok(());
                 }
                 Some(to_task::Frame::ResultStored(_)) | None => {}
@@ -184,6 +195,7 @@ async fn say<W: AsyncWrite + Unpin>(
     let level = task.started.sandbox_level.clone();
     let started = TaskStarted { at_ms: task.started_at_ms, sandbox_level: level, workspace_behind: task.is_behind };
     writer.send(&from(from_task::Frame::Started(started))).await?;
+    failpoint::at("peer.started_told");
     let mut news = task.news.subscribe();
     let mut frame = Frame::default();
     let mut result_sent = false;
@@ -199,6 +211,7 @@ async fn say<W: AsyncWrite + Unpin>(
             writer.send(&from(from_task::Frame::Result(result.clone()))).await?;
             writer.inner_mut().flush().await?;
             result_sent = true;
+            failpoint::at("peer.result_sent");
         }
         if frame.bytes().len() > KEPT_BYTES {
             frame.shrink();
@@ -228,6 +241,7 @@ async fn send_output<W: AsyncWrite + Unpin>(
             *end = output.next_frame(stream, cursor, frame);
             if *end == Next::Frame {
                 writer.inner_mut().write_all(frame.bytes()).await?;
+                failpoint::at("peer.output_sent");
             }
         }
         if !ends.contains(&Next::Frame) {

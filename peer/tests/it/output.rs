@@ -23,6 +23,21 @@ async fn both_streams_arrive_whole_and_in_order() {
 }
 
 #[tokio::test]
+async fn what_a_program_prints_last_arrives_however_it_ends() {
+    let hub = Hub::new();
+    let tasks = hub.tasks();
+    let last = numbers(3_000);
+    for end in ["exit 0", "kill -9 $$", "exec true", "setsid sleep 0.05 & exit 3", "exec kill -TERM $$"] {
+        for _ in 0..8 {
+            let over = hub.script(&tasks, &format!("seq 1 3000; printf last >&2; {end}")).await.finish().await;
+            assert_eq!((over.text().len(), over.stderr.as_slice()), (last.len(), &b"last"[..]), "{end}");
+            assert!(over.text() == last && !over.response.truncated, "{end}");
+            assert_eq!(over.response.stdout_bytes, last.len() as u64);
+        }
+    }
+}
+
+#[tokio::test]
 async fn two_hundred_megabytes_pass_in_bounded_memory() {
     let hub = Hub::new();
     let tasks = hub.tasks();

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cortex_runtime::clock;
 use cortex_wire::{
     id::{SessionId, TaskId},
     key::{Domain, SecretKey},
@@ -163,6 +164,32 @@ async fn a_task_never_starts_twice() {
     // A retry is another grant, and says so.
     let retry = TaskRequest { sequence: hub.request(script("")).sequence, fence: 2, attempt: 1, ..request };
     assert_eq!(hub.start(&tasks, &retry).await.finish().await.response.fence, 2);
+}
+
+#[tokio::test]
+async fn a_machine_whose_clock_is_a_day_off_goes_by_the_hub_s() {
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    for offset in [-DAY_MS, DAY_MS] {
+        let hub = Hub::new();
+        let tasks = hub.tasks();
+        tasks.set_hub_time(clock::now_ms() + offset);
+        let at = |ms: i64| {
+            let now_ms = clock::now_ms() + offset + ms;
+            TaskRequest { issued_at_ms: now_ms, start_deadline_ms: now_ms + 30_000, ..hub.request(script("true")) }
+        };
+        let over = hub.start(&tasks, &at(0)).await.finish().await;
+        assert_eq!(over.response.state, "succeeded", "{offset}");
+        let told = over.response.started_at_ms - clock::now_ms() - offset;
+        assert!(told.abs() < 20_000, "times are the hub's: {told}");
+        assert_eq!(hub.start(&tasks, &at(-60_000)).await.rejected().await.code, "late", "its time was over");
+        // By the clock of the machine itself it would be in time.
+        let own = TaskRequest { issued_at_ms: clock::now_ms(), start_deadline_ms: clock::now_ms() + 30_000, ..hub.request(script("true")) };
+        let own = hub.start(&tasks, &own).await;
+        match offset {
+            DAY_MS => assert_eq!(own.rejected().await.code, "late"),
+            _ => drop(own),
+        }
+    }
 }
 
 #[tokio::test]

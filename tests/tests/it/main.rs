@@ -12,6 +12,7 @@
 //! | [`chunk`] | contents of workspaces through relays |
 //! | [`pool`] | tasks that any of several nodes may run |
 //! | [`crash`] | programs that are killed while they work |
+//! | [`killed`] | hub and peer that die at each step of a task |
 //! | [`relay`] | relays in processes of their own |
 //! | [`blind`] | a hostile relay, which gets nothing out and nothing in |
 //! | [`limits`] | clients that cost a relay much, and nodes that may no longer use it |
@@ -37,6 +38,7 @@ mod false_hub;
 mod hostile;
 mod install;
 mod invite;
+mod killed;
 mod limits;
 mod main_job;
 mod mirror;

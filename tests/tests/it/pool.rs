@@ -88,7 +88,7 @@ async fn replayed(hub: &Client, session: &str, tasks: &[Task]) -> Result<BTreeMa
             continue;
         }
         let task: TaskId = serde_json::from_value(data["id"].clone())?;
-        if !["queued", "offered", "leased", "running"].contains(&data["state"].as_str().unwrap_or_default()) {
+        if !["queued", "awaiting_approval", "offered", "leased", "running"].contains(&data["state"].as_str().unwrap_or_default()) {
             open.remove(&task.to_string());
         }
         if !data["placement"].is_null() {
@@ -266,4 +266,34 @@ async fn a_pool_task_that_waits_can_be_cancelled_and_expires() -> Result<()> {
     let after = fleet.hub.dispatch(&fleet.session, &Shell::argv(["true"]).pooled()).await?;
     assert_eq!(fleet.hub.ended(&after.id, SOON).await?.state, "succeeded");
     wait::until("nothing is left", SOON, async || peer.task_processes().is_empty().then_some(())).await
+}
+
+#[tokio::test]
+async fn a_pool_task_that_a_node_asks_about_waits_for_a_person_and_then_runs_there() -> Result<()> {
+    let fleet = Fleet::set(2, 4).await?;
+    for peer in &fleet.peers {
+        let policy = json!({"mode": "permissive", "task_slots": 4, "ask": [{"prefix": ["touch"]}]});
+        let path = format!("/api/nodes/{}/policy", peer.node);
+        fleet.hub.person().call::<Value>(reqwest::Method::PUT, &path, Some(&policy)).await?;
+    }
+    let asked = fleet.dispatch(3, &Shell::argv(["touch", "made"]).pooled()).await?;
+    let mut nodes = Vec::new();
+    for task in &asked {
+        let waits = fleet.hub.task_is(&task.id, "awaiting_approval", SOON).await?;
+        assert_eq!(waits.fence, 0, "it was asked about before it was given: {waits:?}");
+        nodes.push(waits.node_id);
+    }
+    // Meanwhile the pool goes on.
+    let ended = fleet.ends(&fleet.dispatch(4, &Shell::argv(["true"]).pooled()).await?).await?;
+    assert!(ended.iter().all(|task| task.state == "succeeded"), "{ended:?}");
+    for task in &asked {
+        fleet.hub.person().post::<Value>(&format!("/api/approvals/{}/approve", task.id), json!({})).await?;
+    }
+    let ended = fleet.ends(&asked).await?;
+    for (task, node) in ended.iter().zip(&nodes) {
+        assert_eq!((task.state.as_str(), task.fence, &task.node_id), ("succeeded", 1, node), "{task:?}");
+    }
+    let replayed = replayed(&fleet.hub, &fleet.session, &ended).await?;
+    assert!(ended.iter().all(|task| replayed.get(&task.id) == Some(&task.node_id)));
+    Ok(())
 }

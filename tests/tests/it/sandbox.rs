@@ -59,7 +59,7 @@ async fn a_node_that_allows_strict_only_runs_nothing_else() -> Result<()> {
     hub.person().call::<Value>(reqwest::Method::PUT, &path, Some(&json!({"mode": "strict"}))).await?;
     let in_force = async || hub.get::<Value>(&path).await.ok().filter(|policy| policy["is_in_force"] == true).map(drop);
     wait::until("the policy is in force", SOON, in_force).await?;
-    let mut terminal = Terminal::open(&hub, &session, "shell=/bin/sh&cols=90&rows=25").await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, "shell=/bin/sh&cols=90&rows=25").await?;
     terminal.ask("stty size; grep -c 'Seccomp:.2' /proc/self/status", "25 90\r\n1\r\n").await?;
     terminal.type_in("exit\n").await?;
     terminal.heard("exit").await?;
@@ -75,6 +75,80 @@ async fn a_cancelled_strict_task_takes_its_whole_process_tree_with_it() -> Resul
     hub.cancel(&task.id).await?;
     hub.task_is(&task.id, "cancelled", Duration::from_secs(20)).await?;
     assert_eq!(peer.task_processes(), [], "nothing is left when the task is final");
+    Ok(())
+}
+
+#[tokio::test]
+async fn names_that_programs_believe_stay_as_they_are_in_folders_below_too() -> Result<()> {
+    let Stage { hub, session, peer } = Stage::set().await?;
+    let at = |path: &str| peer.workspace(&session).join(path);
+    hub.run(&session, &Shell::script("mkdir -p sub/.git/objects sub/deep")).await?;
+    fs::write(at("sub/.git/config"), "[core]\n")?;
+    fs::write(at("sub/deep/.envrc"), "export A=1\n")?;
+    let tricks = [
+        "echo evil >> sub/.git/config",
+        "mkdir sub/.git/hooks",
+        "echo evil > sub/.git/hooks",
+        "mv sub/.git sub/gone",
+        "rm -rf sub/.git/config",
+        "echo evil >> sub/deep/.envrc",
+        "rm -f sub/deep/.envrc",
+        "mv sub/deep/.envrc sub/deep/x",
+        "ln -sf /dev/null sub/deep/.envrc",
+    ];
+    for trick in tricks {
+        let ran = hub.run(&session, &strict(Shell::script(trick))).await?;
+        assert_eq!(ran.task.state, "failed", "{trick}: {ran:?}");
+    }
+    let works =
+        hub.run(&session, &strict(Shell::script("echo o > sub/.git/objects/o && echo f > sub/deep/f && mv sub/deep/f sub/f"))).await?;
+    assert_eq!(works.task.state, "succeeded", "{works:?}");
+    assert_eq!(fs::read_to_string(at("sub/.git/config"))?, "[core]\n");
+    assert_eq!(fs::read_to_string(at("sub/deep/.envrc"))?, "export A=1\n");
+    assert!(!at("sub/.git/hooks").exists() && at("sub/.git/objects/o").exists() && at("sub/f").exists());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_machine_tells_its_owner_its_level_and_its_limits_with_the_reasons() -> Result<()> {
+    let Stage { hub: _hub, session: _, peer } = Stage::set().await?;
+    let tested = async || peer.status().await.ok().map(|status| status["sandbox"].clone()).filter(|sandbox| sandbox["level"].is_string());
+    let sandbox = wait::until("the level", SOON, tested).await?;
+    assert_eq!((&sandbox["level"], &sandbox["missing"]), (&json!("strict"), &json!([])));
+    let limits = &sandbox["limits"];
+    let all = limits["controllers"].as_array().context("a list")?.len() == 3;
+    assert_eq!(all, limits["missing"].is_null(), "what is not limited has a reason: {limits}");
+    let mut command = peer.command()?;
+    command.args(["status", "--config"]).arg(peer.config());
+    let said = run(command, SOON).await?;
+    assert!(said.stdout.contains("sandbox      strict\nlimits       "), "{said:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_task_has_a_group_of_its_own_that_nobody_leaves_alive() -> Result<()> {
+    let Stage { hub, session, peer } = Stage::set().await?;
+    let sandbox = peer.status().await?["sandbox"].clone();
+    if sandbox["limits"]["missing"].as_str().is_some_and(|why| why.contains("no cgroup")) {
+        eprintln!("there is no group to be tried here: {sandbox}");
+        return Ok(());
+    }
+    let ran = hub.run(&session, &Shell::script("sleep 0.1; grep ^0:: /proc/self/cgroup")).await?;
+    assert!(ran.stdout.contains("/cortex-tasks."), "{ran:?}");
+    // In a namespace of its own it is the top.
+    let ran = hub.run(&session, &strict(Shell::script("grep ^0:: /proc/self/cgroup"))).await?;
+    assert_eq!(ran.stdout, "0::/\n");
+    // Without its mark, its parent and its session, a process is still in the group.
+    let escapes = "sleep 0.1; (prlimit --locks=77:77 setsid sh -c 'echo $$ > escaped; exec sleep 300' &); sleep 300";
+    let task = hub.dispatch(&session, &Shell::script(escapes)).await?;
+    let file = peer.workspace(&session).join("escaped");
+    let pid = wait::until("it is away", SOON, async || fs::read_to_string(&file).ok()?.trim().parse::<i32>().ok()).await?;
+    let proc = format!("/proc/{pid}/comm");
+    wait::until("it sleeps", SOON, async || fs::read_to_string(&proc).ok().filter(|name| name == "sleep\n").map(drop)).await?;
+    hub.cancel(&task.id).await?;
+    assert_eq!(hub.ended(&task.id, Duration::from_secs(25)).await?.state, "cancelled");
+    let gone = fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "));
+    assert!(gone, "process {pid} has outlived its task");
     Ok(())
 }
 

@@ -65,7 +65,7 @@ async fn a_secret_is_given_used_and_never_shown_again() -> Result<()> {
     assert_eq!(run(&stage, "printf 's3cr3t/Val'").await?.stdout, "s3cr3t/Val");
 
     let query = json!({"terminal": {"columns": 80, "rows": 24}, "shell": "/bin/sh", "secrets": {"TOKEN": "github"}});
-    let task: Value = stage.hub.post(&format!("/api/sessions/{}/dispatch", stage.session), query).await?;
+    let task: Value = stage.hub.person().post(&format!("/api/sessions/{}/dispatch", stage.session), query).await?;
     let mut terminal = Terminal::open(&stage.hub, &stage.session, &format!("task={}&offset=0", task["id"].as_str().context("id")?)).await?;
     terminal.ask("echo \"=$TOKEN=\"", "=***=").await?;
     terminal.type_in("exit\n").await?;

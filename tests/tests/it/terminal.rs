@@ -20,7 +20,7 @@ const SH: &str = "shell=/bin/sh&cols=100&rows=30";
 #[tokio::test]
 async fn a_shell_in_a_terminal_is_what_it_is_on_the_machine_itself() -> Result<()> {
     let Stage { hub, session, peer } = Stage::set().await?;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
     // The prompt: of root, or of somebody else.
     terminal.until(if rustix::process::geteuid().is_root() { "# " } else { "$ " }).await?;
     terminal.ask("echo sum-$((40 + 2))", "sum-42").await?;
@@ -54,7 +54,7 @@ async fn a_shell_in_a_terminal_is_what_it_is_on_the_machine_itself() -> Result<(
 #[tokio::test]
 async fn a_connection_that_is_cut_loses_no_byte_and_doubles_none() -> Result<()> {
     let Stage { hub, session, peer: _peer } = Stage::set().await?;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
     terminal.type_in("i=0; while [ $i -lt 20000 ]; do echo line-$i; i=$((i + 1)); done; echo done-$((1 + 1))\n").await?;
     terminal.until("line-100\r\n").await?;
     let (task, mut shown) = (terminal.task.clone(), Vec::new());
@@ -64,7 +64,7 @@ async fn a_connection_that_is_cut_loses_no_byte_and_doubles_none() -> Result<()>
         let offset = terminal.offset;
         assert_eq!(shown.len() as u64, offset);
         drop(terminal);
-        terminal = Terminal::open(&hub, &session, &format!("task={task}&offset={offset}")).await?;
+        terminal = Terminal::open(&hub.person(), &session, &format!("task={task}&offset={offset}")).await?;
         assert_eq!((terminal.task.as_str(), terminal.offset), (task.as_str(), offset));
     }
     terminal.type_in("exit\n").await?;
@@ -72,10 +72,10 @@ async fn a_connection_that_is_cut_loses_no_byte_and_doubles_none() -> Result<()>
     shown.extend_from_slice(&terminal.shown);
     assert_eq!(shown, hub.output(&task, "stdout").await?);
     // After the end there is still what was shown: all of it, and the last of it.
-    let mut again = Terminal::open(&hub, &session, &format!("task={task}&offset=0")).await?;
+    let mut again = Terminal::open(&hub.person(), &session, &format!("task={task}&offset=0")).await?;
     again.heard("exit").await?;
     assert_eq!(again.shown, shown);
-    let mut last = Terminal::open(&hub, &session, &format!("task={task}")).await?;
+    let mut last = Terminal::open(&hub.person(), &session, &format!("task={task}")).await?;
     last.heard("exit").await?;
     assert!(shown.ends_with(&last.shown) && last.text().contains("done-2"));
     Ok(())
@@ -84,10 +84,10 @@ async fn a_connection_that_is_cut_loses_no_byte_and_doubles_none() -> Result<()>
 #[tokio::test]
 async fn several_look_at_one_terminal_and_only_those_type_who_may() -> Result<()> {
     let Stage { hub, session, peer: _peer } = Stage::set().await?;
-    let mut first = Terminal::open(&hub, &session, SH).await?;
+    let mut first = Terminal::open(&hub.person(), &session, SH).await?;
     let task = first.task.clone();
     let back = format!("task={task}&offset=0");
-    let mut second = Terminal::open(&hub, &session, &back).await?;
+    let mut second = Terminal::open(&hub.person(), &session, &back).await?;
     first.ask("echo one-$((1 + 1))", "one-2").await?;
     second.until("one-2").await?;
     second.ask("echo two-$((2 + 2))", "two-4").await?;
@@ -125,14 +125,14 @@ async fn what_is_not_a_terminal_is_refused_and_says_why() -> Result<()> {
     let plain = problem(hub.get::<Value>(&format!("/api/sessions/{session}/terminal?{SH}")).await)?;
     assert_eq!((plain.status, plain.code.as_str()), (426, "websocket_expected"));
     for query in ["cols=0&rows=10", "cols=80", "cols=2000&rows=10", "colls=80"] {
-        assert_eq!(problem(Terminal::open(&hub, &session, query).await)?.status, 400, "{query}");
+        assert_eq!(problem(Terminal::open(&hub.person(), &session, query).await)?.status, 400, "{query}");
     }
     let task: Value = hub.post(&format!("/api/sessions/{session}/dispatch"), json!({"argv": ["sleep", "60"]})).await?;
     let query = format!("task={}", task["id"].as_str().context("its id")?);
-    assert_eq!(problem(Terminal::open(&hub, &session, &query).await)?.code, "no_terminal");
+    assert_eq!(problem(Terminal::open(&hub.person(), &session, &query).await)?.code, "no_terminal");
     let other = hub.session(&[&peer.node]).await?.id;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
-    assert_eq!(problem(Terminal::open(&hub, &other, &format!("task={}", terminal.task)).await)?.status, 404);
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
+    assert_eq!(problem(Terminal::open(&hub.person(), &other, &format!("task={}", terminal.task)).await)?.status, 404);
 
     // With a cookie the page has to be the hub's own.
     let login = json!({"name": "ada", "password": "correct horse battery"});
@@ -156,13 +156,13 @@ async fn what_is_not_a_terminal_is_refused_and_says_why() -> Result<()> {
     let task = terminal.task.clone();
     let _ = terminal.type_in(&"x".repeat(100_000)).await;
     assert_eq!(terminal.heard("closed").await.ok().map(|closed| closed["code"].clone()).unwrap_or(json!(1009)), 1009);
-    Terminal::open(&hub, &session, &format!("task={task}")).await?.ask("echo still-$((5 + 6))", "still-11").await
+    Terminal::open(&hub.person(), &session, &format!("task={task}")).await?.ask("echo still-$((5 + 6))", "still-11").await
 }
 
 #[tokio::test]
 async fn the_end_of_the_shell_ends_the_terminal_whoever_still_holds_it() -> Result<()> {
     let Stage { hub, session, peer } = Stage::set().await?;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
     terminal.type_in("(trap '' HUP; while :; do sleep 0.2; done) & setsid sh -c 'trap \"\" HUP; sleep 300; true' & sleep 300 &\n").await?;
     wait::until("they run", SOON, async || (peer.task_processes().len() >= 5).then_some(())).await?;
     terminal.type_in("exit 0\n").await?;
@@ -180,7 +180,7 @@ async fn a_terminal_that_is_cancelled_is_hung_up_first() -> Result<()> {
     let body = json!({"script": script, "shell": "/bin/sh", "terminal": size});
     let task: Value = hub.post(&format!("/api/sessions/{session}/dispatch"), body).await?;
     let query = format!("task={}&offset=0", task["id"].as_str().context("its id")?);
-    let mut terminal = Terminal::open(&hub, &session, &query).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, &query).await?;
     terminal.until("ready").await?;
     hub.cancel(&terminal.task).await?;
     let exit = terminal.heard("exit").await?;
@@ -188,7 +188,7 @@ async fn a_terminal_that_is_cancelled_is_hung_up_first() -> Result<()> {
     assert!(terminal.text().contains("hung-up"));
 
     // A shell at its prompt goes at once, with what it runs.
-    let mut shell = Terminal::open(&hub, &session, SH).await?;
+    let mut shell = Terminal::open(&hub.person(), &session, SH).await?;
     shell.ask("echo going-$((1 + 1)); sleep 300", "going-2").await?;
     hub.cancel(&shell.task).await?;
     assert_eq!(shell.heard("exit").await?["state"], "cancelled");
@@ -199,7 +199,7 @@ async fn a_terminal_that_is_cancelled_is_hung_up_first() -> Result<()> {
 #[tokio::test]
 async fn a_terminal_outlives_the_hub_and_goes_on_where_it_was() -> Result<()> {
     let Stage { mut hub, session, peer } = Stage::set().await?;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
     terminal.ask("x=41; echo set-$((1 + 1))", "set-2").await?;
     terminal.type_in("for i in $(seq 1 40); do echo tick-$i; sleep 0.05; done; echo over-$((2 + 2))\n").await?;
     terminal.until("tick-5\r\n").await?;
@@ -207,7 +207,7 @@ async fn a_terminal_outlives_the_hub_and_goes_on_where_it_was() -> Result<()> {
     hub.process.kill9().await?;
     hub.restart().await?;
     hub.node_is(&peer.node, "online", SOON).await?;
-    let mut terminal = Terminal::open(&hub, &session, &format!("task={task}&offset={offset}&cols=90&rows=20")).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, &format!("task={task}&offset={offset}&cols=90&rows=20")).await?;
     terminal.until("over-4").await?;
     terminal.ask("stty size; echo $((x + 1))", "20 90\r\n42\r\n").await?;
     terminal.type_in("exit\n").await?;
@@ -218,11 +218,33 @@ async fn a_terminal_outlives_the_hub_and_goes_on_where_it_was() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_takes_nothing_for_twenty_seconds_is_closed_and_holds_nobody_up() -> Result<()> {
+    const BYTES: usize = 16_000_000;
+    let Stage { hub, session, peer: _peer } = Stage::set().await?;
+    let mut slow = Terminal::open(&hub.person(), &session, SH).await?;
+    let task = slow.task.clone();
+    // More than the system keeps for somebody who does not read.
+    slow.type_in(&format!("stty -opost; head -c {BYTES} /dev/zero | tr '\\0' x; echo done-$((1 + 1)); exit\n")).await?;
+    let mut quick = Terminal::open(&hub.person(), &session, &format!("task={task}&offset=0")).await?;
+    // Nobody waits for the slow one, which takes nothing all the while.
+    quick.heard("exit").await?;
+    assert!(quick.shown.ends_with(b"done-2\n") && quick.shown.len() > BYTES, "{}", quick.shown.len());
+    tokio::time::sleep(Duration::from_secs(22)).await;
+    assert_eq!(slow.heard("closed").await?["code"], 4408);
+    assert!(slow.shown.len() < BYTES, "it was closed before the end: {}", slow.shown.len());
+    // It comes back where it was, and misses nothing.
+    let mut again = Terminal::open(&hub.person(), &session, &format!("task={task}&offset={}", slow.offset)).await?;
+    again.heard("exit").await?;
+    assert!([slow.shown, again.shown].concat() == quick.shown, "a gap, or something twice");
+    Ok(())
+}
+
+#[tokio::test]
 async fn what_is_typed_while_the_relay_is_away_arrives_once_and_in_order() -> Result<()> {
     let (hub, mut relay) = Hub::start_with_relay().await?;
     let peer = hub.enrol("machine").await?;
     let session = hub.session(&[&peer.node]).await?.id;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
     terminal.type_in("stty -echo; cat > typed; echo saved-$((1 + 1))\n").await?;
     wait::until("cat runs", SOON, async || peer.workspace(&session).join("typed").exists().then_some(())).await?;
     let mut expected = String::new();
@@ -246,12 +268,41 @@ async fn what_is_typed_while_the_relay_is_away_arrives_once_and_in_order() -> Re
 }
 
 #[tokio::test]
+async fn a_terminal_that_a_program_asks_for_waits_for_a_person() -> Result<()> {
+    let Stage { hub, session, peer } = Stage::set().await?;
+    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    assert_eq!(terminal.opened["state"], "awaiting_approval");
+    terminal.type_in("touch typed\n").await?;
+    let asked: Value = hub.get("/api/approvals").await?;
+    let question = asked["items"][0]["question"].as_str().context("a question")?;
+    assert!(question.contains("`/bin/sh` runs whatever is typed into it"), "{question}");
+    assert!(!peer.workspace(&session).join("typed").exists());
+    let refused = problem(hub.post::<Value>(&format!("/api/approvals/{}/approve", terminal.task), json!({})).await)?;
+    assert_eq!(refused.code, "forbidden", "it does not answer itself");
+    hub.person().post::<Value>(&format!("/api/approvals/{}/approve", terminal.task), json!({})).await?;
+    // What was typed meanwhile is typed now.
+    terminal.ask("ls; echo made-$((1 + 1))", "made-2").await?;
+    assert!(terminal.text().contains("typed\r\n"), "{}", terminal.text());
+    terminal.type_in("exit\n").await?;
+    terminal.heard("exit").await?;
+
+    // With its input instead of a terminal it is the same; no answer is a no, and a person is not asked.
+    let fed = json!({"argv": ["sh"], "stdin": true, "approval_timeout_ms": 300});
+    let fed: Value = hub.post(&format!("/api/sessions/{session}/dispatch"), fed).await?;
+    assert_eq!(fed["state"], "awaiting_approval");
+    assert_eq!(hub.ended(fed["id"].as_str().context("its id")?, SOON).await?.code.as_deref(), Some("approval_timeout"));
+    let mut own = Terminal::open(&hub.person(), &session, SH).await?;
+    assert_ne!(own.opened["state"], "awaiting_approval");
+    own.ask("echo own-$((5 + 5))", "own-10").await
+}
+
+#[tokio::test]
 async fn a_terminal_passes_the_same_policy_as_any_task() -> Result<()> {
     let hub = Hub::start().await?;
     let settings = "policy:\n  allow: ['echo']\n".to_owned();
     let peer = hub.enrol_with(PeerOptions { name: "careful".into(), settings, ..PeerOptions::default() }).await?;
     let session = hub.session(&[&peer.node]).await?.id;
-    let mut terminal = Terminal::open(&hub, &session, SH).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, SH).await?;
     let exit = terminal.heard("exit").await?;
     assert_eq!((&exit["state"], &exit["code"]), (&json!("rejected"), &json!("policy_not_allowed")));
     Ok(())
@@ -268,10 +319,10 @@ async fn a_session_has_sixteen_terminals_and_an_idle_one_ends() -> Result<()> {
         tasks.push(open().await?["id"].as_str().context("its id")?.to_owned());
     }
     assert_eq!(problem(open().await)?.code, "too_many_terminals");
-    assert_eq!(problem(Terminal::open(&hub, &session, SH).await)?.code, "too_many_terminals");
+    assert_eq!(problem(Terminal::open(&hub.person(), &session, SH).await)?.code, "too_many_terminals");
     hub.cancel(&tasks[0]).await?;
     hub.ended(&tasks[0], SOON).await?;
-    let mut terminal = Terminal::open(&hub, &session, &format!("{SH}&idle_timeout_ms=2000")).await?;
+    let mut terminal = Terminal::open(&hub.person(), &session, &format!("{SH}&idle_timeout_ms=2000")).await?;
     assert_eq!(terminal.heard("exit").await?["state"], "timed_out");
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! | [`chunk`] | sealed chunks over streams of links |
 //! | [`clock`] | time and random bytes from outside |
 //! | [`config`] | one YAML file, environment and flags over it, helpful errors |
+//! | [`failpoint`] | where tests kill a program |
 //! | [`file`] | a file that somebody may change |
 //! | [`keyfile`] | a private key in a file that only its owner reads |
 //! | [`lifecycle`] | start and stop of a program |
@@ -28,6 +29,7 @@ pub mod chunk;
 pub mod clock;
 pub mod config;
 pub mod direct;
+pub mod failpoint;
 pub mod file;
 #[cfg(target_os = "linux")]
 mod kernel;

@@ -145,6 +145,43 @@ fn only_programs_are_asked_about_the_dangerous_list() {
 }
 
 #[test]
+fn a_shell_that_a_program_can_type_into_is_asked_about() {
+    let lists = [SandboxPolicy { ask_dangerous: true, ..rules(&[], &[], &[]) }, rules(&[], &["touch"], &[]), rules(&[], &[], &["touch"])];
+    let terminal = || Some(crate::schema::Terminal { columns: 80, rows: 24 });
+    let asked = |shell: ShellTask, by_token: bool| {
+        let origin = Origin { token_id: if by_token { "t".into() } else { String::new() }, ..Origin::default() };
+        TaskRequest { origin: Some(origin), kind: Some(Kind::Shell(shell)), ..script("") }
+    };
+    let argv = |words: &[&str]| ShellTask { argv: words.iter().map(|word| (*word).to_owned()).collect(), ..ShellTask::default() };
+    let typed_into = [
+        ShellTask { terminal: terminal(), ..ShellTask::default() },
+        ShellTask { terminal: terminal(), shell: "/bin/zsh".into(), ..ShellTask::default() },
+        ShellTask { terminal: terminal(), ..argv(&["/bin/bash", "-l"]) },
+        ShellTask { stdin: true, ..argv(&["sh"]) },
+        ShellTask { stdin: true, ..argv(&["env", "bash"]) },
+        ShellTask { terminal: terminal(), script: "cd x && exec bash".into(), ..ShellTask::default() },
+    ];
+    for rules in lists {
+        let policy = Policy::new(rules);
+        for shell in &typed_into {
+            assert_eq!(policy.judge(&asked(shell.clone(), true)).code(), Some("dangerous_command"), "{shell:?}");
+            assert_eq!(policy.judge(&asked(shell.clone(), false)).code(), None, "a person is asked nothing: {shell:?}");
+            let yes = Policy::judge_beyond(&policy, &asked(shell.clone(), true), &["sh".into()]).code();
+            assert_eq!(
+                yes.is_none(),
+                shell.argv.first().is_some_and(|word| word == "sh")
+                    || (shell.shell.is_empty() && shell.argv.is_empty() && shell.script.is_empty())
+            );
+        }
+        for shell in [ShellTask { terminal: terminal(), ..argv(&["vi", "x"]) }, ShellTask { stdin: true, ..argv(&["sh", "x.sh"]) }] {
+            assert_eq!(policy.judge(&asked(shell.clone(), true)).code(), None, "{shell:?}");
+        }
+    }
+    let open = policy(&[], &[], &[]);
+    assert_eq!(open.judge(&asked(typed_into[0].clone(), true)).code(), None, "where nothing is asked about");
+}
+
+#[test]
 fn the_ceiling_only_tightens() {
     let hub = policy(&["git"], &[], &["git push"]);
     let ceiling = SandboxPolicy { task_slots: 2, ..rules(&["git status", "ls"], &["git status -a"], &["git status -x"]) };

@@ -17,6 +17,7 @@ mod ignore_git;
 mod mirror_replica;
 mod mirror_sim;
 mod mirror_tree;
+mod random;
 mod task_sim;
 
 const GOLDEN: &str = include_str!("golden.txt");

@@ -26,32 +26,13 @@ use cortex_wire::{
 };
 use prost::Message as _;
 
+use crate::random::Random;
+
 const SEEDS: u64 = 1_000;
 const NODES: usize = 3;
 const SLOTS: u32 = 2;
 const LOST_AFTER_MS: i64 = 600_000;
 const DAY_MS: i64 = 86_400_000;
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n.max(1) as u64) as usize
-    }
-
-    fn one_in(&mut self, n: usize) -> bool {
-        self.below(n) == 0
-    }
-}
 
 /// Keys are dear to make, and the same for every seed.
 struct Keys {

@@ -875,7 +875,7 @@ export interface paths {
         };
         /**
          * Opens a terminal on a node of the session, or comes back to one.
-         * @description A WebSocket. The first text frame is `{"type":"opened","task_id":…,"offset":…,…}`; binary frames are output from that offset on, and what is typed in the other
+         * @description A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,…}`; binary frames are output from that offset on, and what is typed in the other
          *     direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
          *     with `task` and `offset`, or end it with `POST /api/tasks/{id}/cancel`. With a session cookie the request must come from a page of this hub.
          */
