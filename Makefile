@@ -32,6 +32,7 @@ ui-test: ui
 check:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy -p cortex-peer --no-default-features -- -D warnings
 
 test:
 	./scripts/setup-test.sh

@@ -1,6 +1,7 @@
 //! The benchmarks.
 
 mod broadcast;
+mod browser;
 mod dispatch;
 mod failover;
 mod idle;
@@ -50,6 +51,7 @@ pub const BENCHES: &[Bench] = &[
     relay::BENCH,
     reconnect::BENCH,
     sandbox::BENCH,
+    browser::BENCH,
 ];
 
 /// How a benchmark is run.

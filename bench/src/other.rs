@@ -2,6 +2,7 @@
 
 pub mod iroh;
 pub mod mux;
+pub mod playwright;
 pub mod relay;
 pub mod rsync;
 pub mod spawn;

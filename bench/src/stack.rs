@@ -69,10 +69,15 @@ pub struct Stack {
 impl Stack {
     /// Starts all three in `folder`. The relay serves `guests`, too.
     pub fn start(folder: &Path, guests: &[HubId]) -> anyhow::Result<Self> {
+        Self::start_with(folder, guests, "")
+    }
+
+    /// The same, with further settings of the peer.
+    pub fn start_with(folder: &Path, guests: &[HubId], settings: &str) -> anyhow::Result<Self> {
         let data = folder.join("hub");
         let relay = Relay::start(folder, &[&[hub_id(&data)?], guests].concat())?;
         let hub = Hub::start(folder, &data, &["--no-relay", "--relay", &relay.endpoint.to_string()])?;
-        let peer = Peer::join(&hub, &folder.join("peer"))?;
+        let peer = Peer::join_with(&hub, &folder.join("peer"), settings)?;
         let session = hub.session(&peer.node)?;
         Ok(Self { peer, hub, relay, session })
     }
@@ -215,10 +220,15 @@ fn make_administrator(address: SocketAddr, setup: &str) -> anyhow::Result<String
 impl Peer {
     /// Starts a peer in `folder` with a fresh invite.
     pub fn join(hub: &Hub, folder: &Path) -> anyhow::Result<Self> {
+        Self::join_with(hub, folder, "")
+    }
+
+    /// The same, with further settings.
+    pub fn join_with(hub: &Hub, folder: &Path, settings: &str) -> anyhow::Result<Self> {
         fs::create_dir_all(folder)?;
         let invite = hub.invite(&mut hub.connect()?, "bench")?;
         let at = folder.display();
-        fs::write(folder.join("peer.yaml"), format!("invite: {invite}\nstate_dir: {at}/state\nworkspace_dir: {at}/work\n"))?;
+        fs::write(folder.join("peer.yaml"), format!("invite: {invite}\nstate_dir: {at}/state\nworkspace_dir: {at}/work\n{settings}"))?;
         Self::start(hub, folder)
     }
 

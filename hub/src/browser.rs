@@ -113,15 +113,16 @@ impl Hub {
         let ack = BrowserEventsAck { browser: events.browser.clone(), number: last };
         let Ok(session) = events.session_id.parse::<SessionId>() else { return Ok(ack) };
         let (first, events) = (events.first, events.events.clone());
-        let news = self.browser_news.clone();
-        self.db
+        let stored = self
+            .db
             .write(move |tx| {
                 if SESSIONS.get(tx, &session)?.is_none_or(|session| !session.nodes.contains(&node)) {
-                    return Ok(());
+                    return Ok(None);
                 }
                 let seen = BROWSER_SEEN.get(tx, &(session, node))?.filter(|seen| seen.browser == browser).map_or(0, |seen| seen.number);
                 let mut seq = BROWSER_EVENTS.last(tx, &Span::under(session))?.map_or(0, |event| event.seq);
-                for (number, bytes) in (first..).zip(&events) {
+                for (at, bytes) in (0..).zip(&events) {
+                    let number = first.saturating_add(at);
                     let event = serde_json::from_slice::<Value>(bytes)
                         .ok()
                         .filter(|event| event.is_object() && bytes.len() <= limits::BROWSER_EVENT_BYTES);
@@ -134,10 +135,13 @@ impl Hub {
                     }
                 }
                 BROWSER_SEEN.put(tx, &(session, node), &BrowserSeen { browser, number: last.max(seen) })?;
-                news.tell(session, seq);
-                Ok::<_, StoreError>(())
+                Ok::<_, StoreError>(Some(seq))
             })
             .await?;
+        // Whoever is told looks at once: what is told is there.
+        if let Some(seq) = stored {
+            self.browser_news.tell(session, seq);
+        }
         Ok(ack)
     }
 

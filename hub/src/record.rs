@@ -270,6 +270,9 @@ pub struct Capabilities {
     pub tools: BTreeMap<String, String>,
     /// Path of the browser.
     pub browser: Option<String>,
+    /// How pages are confined in it: "chromium" (by its own sandbox) or "chromium_no_sandbox"; null: it was not started yet.
+    #[serde(default)]
+    pub browser_sandbox: Option<String>,
     /// "permissive" or "strict".
     pub sandbox_level: String,
     /// Why it is not strict, each with its fix.
@@ -313,6 +316,7 @@ impl From<&schema::Capabilities> for Capabilities {
             shells: all(&wire.shells),
             tools: wire.tools.iter().take(limits::CAPABILITY_ENTRIES).map(|tool| (short(&tool.name), short(&tool.version))).collect(),
             browser: Some(long(&wire.browser)).filter(|path| !path.is_empty()),
+            browser_sandbox: Some(short(&wire.browser_sandbox)).filter(|level| !level.is_empty()),
             sandbox_level: short(&sandbox.level),
             sandbox_missing: all(&sandbox.missing),
             task_slots: wire.task_slots,

@@ -13,7 +13,7 @@
 //! | [`state`] | what is known of tabs, frames, dialogs, downloads, requests |
 //! | [`page`], [`snapshot`] | elements, and pages as text |
 //! | [`action`] | from an order to its answer |
-//! | [`address`], [`proxy`] | what may be connected to |
+//! | [`options`], [`address`], [`proxy`] | how browsers are run, and what may be connected to |
 //! | [`download`] | files into the workspace |
 //! | [`outbox`] | events on their way to the hub |
 //!
@@ -45,6 +45,7 @@ use crate::{
 mod action;
 mod address;
 mod download;
+mod options;
 mod outbox;
 mod page;
 mod proxy;
@@ -54,6 +55,7 @@ mod state;
 mod transport;
 
 pub use address::{Allowed, Network};
+pub use options::{BrowserOptions, LEVEL, LEVEL_BARE};
 pub use outbox::Outbox;
 
 use running::Browser;
@@ -62,44 +64,10 @@ use running::Browser;
 const WORLD: &str = "cortex";
 /// What runs in it.
 const SCRIPT: &str = include_str!("browser/page.js");
-/// Pages are confined by Chromium's own sandbox.
-pub const LEVEL: &str = "chromium";
-/// Chromium's own sandbox is off, because the peer is root or the machine cannot.
-pub const LEVEL_BARE: &str = "chromium_no_sandbox";
+/// Why there are no browsers here, when there are none.
+pub const OFF: &str = "browser actions are switched off on this node (browser.enabled in peer.yaml)";
 /// Browsers of one node at a time.
 const BROWSERS: usize = 16;
-
-/// How browsers are run.
-#[derive(Debug, Clone)]
-pub struct BrowserOptions {
-    /// The program; none: found by the search path.
-    pub program: Option<PathBuf>,
-    /// Private to the peer.
-    pub scratch_dir: PathBuf,
-    /// One folder per session in it.
-    pub workspace_dir: PathBuf,
-    /// Addresses besides the public ones.
-    pub allowed: Arc<Allowed>,
-    /// Without a window.
-    pub headless: bool,
-    /// Closed when it was not used for this long.
-    pub idle: Duration,
-}
-
-impl BrowserOptions {
-    /// The program.
-    ///
-    /// # Errors
-    /// What to do when there is none.
-    pub fn find(&self) -> Result<PathBuf, String> {
-        let none = "no browser was found on this node; install Chromium (Debian: apt install chromium) or name it in peer.yaml under browser.program";
-        match &self.program {
-            Some(program) if program.is_file() => Ok(program.clone()),
-            Some(program) => Err(format!("there is no browser at {}; correct browser.program in peer.yaml", program.display())),
-            None => capabilities::find_browser().ok_or_else(|| none.to_owned()),
-        }
-    }
-}
 
 /// Why an action did not work.
 #[derive(Debug, Clone, PartialEq)]
@@ -137,7 +105,7 @@ impl Fault {
     }
 
     fn put_into(self, answer: &mut Value) {
-        answer["code"] = self.code.into();
+        answer["code"] = text::clean(&self.code, 64).into();
         answer["message"] = text::clean(&self.message, 2_000).into();
         if let Some(more) = self.more {
             answer["value"] = if more.is_array() { json!({ "candidates": more }) } else { more };
@@ -169,6 +137,7 @@ struct Inner {
     processes: Processes,
     outbox: Arc<Outbox>,
     sessions: Mutex<HashMap<SessionId, Arc<Place>>>,
+    level: watch::Sender<Option<&'static str>>,
 }
 
 /// Where a session's browser is, or will be.
@@ -186,12 +155,13 @@ impl Place {
 
 impl Browsers {
     /// Removes what an earlier start left.
-    pub fn new(options: BrowserOptions, processes: Processes) -> Self {
+    pub fn new(options: BrowserOptions, processes: Processes) -> Option<Self> {
         if let Err(error) = make_private_dir(&options.scratch_dir) {
             tracing::warn!(%error, "the folder for browsers cannot be made");
         }
         running::end_leftovers(&options.scratch_dir);
-        Self(Arc::new(Inner { options, processes, outbox: Arc::default(), sessions: Mutex::default() }))
+        let level = watch::Sender::new(rustix::process::geteuid().is_root().then_some(LEVEL_BARE));
+        Some(Self(Arc::new(Inner { options, processes, outbox: Arc::default(), sessions: Mutex::default(), level })))
     }
 
     /// What happened, for the hub.
@@ -199,17 +169,35 @@ impl Browsers {
         &self.0.outbox
     }
 
-    /// Whether there is a browser to run.
+    /// The program.
     ///
     /// # Errors
     /// What to do when there is none.
     pub fn find(&self) -> Result<PathBuf, String> {
-        self.0.options.find()
+        let none = "no browser was found on this node; install Chromium (Debian: apt install chromium) or name it in peer.yaml under browser.program";
+        match &self.0.options.program {
+            Some(program) if program.is_file() => Ok(program.clone()),
+            Some(program) => Err(format!("there is no browser at {}; correct browser.program in peer.yaml", program.display())),
+            None => capabilities::find_browser().ok_or_else(|| none.to_owned()),
+        }
     }
 
-    /// How pages are confined here, as far as it is known before a browser runs.
-    pub fn level(&self) -> &'static str {
-        if rustix::process::geteuid().is_root() { LEVEL_BARE } else { LEVEL }
+    /// How pages are confined here. Chromium itself finds out whether it can, so it is not known before it was started once, except for root.
+    pub fn level(&self) -> watch::Receiver<Option<&'static str>> {
+        self.0.level.subscribe()
+    }
+
+    /// The same, found out if it is not known yet, by starting the session's browser.
+    ///
+    /// # Errors
+    /// Why there is no browser.
+    pub async fn settled_level(&self, session: SessionId) -> Result<&'static str, String> {
+        self.find()?;
+        let known = *self.0.level.borrow();
+        match known {
+            Some(level) => Ok(level),
+            None => self.browser(session).await.map(|browser| browser.level()).map_err(|fault| fault.message),
+        }
     }
 
     fn place(&self, session: SessionId) -> Arc<Place> {
@@ -246,11 +234,31 @@ impl Browsers {
         if live >= BROWSERS {
             return Err(Fault::new("too_many_browsers", "16 browsers run on this node; close one with the action `close`"));
         }
-        let browser = Browser::start(&self.0.options, &self.0.processes, &self.0.outbox, session).await?;
+        let browser = self.start_confined(session).await?;
         *place.browser() = Some(browser.clone());
         self.used(session, &browser);
         tracing::info!(%session, browser = browser.id, level = browser.level(), "browser started");
         Ok(browser)
+    }
+
+    /// With Chromium's own sandbox, if it was not found before that it has none here. What was found holds for all that follow, so that what is said of a task before it begins is true when it runs.
+    async fn start_confined(&self, session: SessionId) -> Result<Arc<Browser>, Fault> {
+        let program = self.find().map_err(|reason| Fault::new("no_browser", reason))?;
+        let start = |is_bare| Browser::start(&self.0.options, &program, &self.0.processes, &self.0.outbox, session, is_bare);
+        let known = *self.0.level.borrow();
+        let started = match start(known == Some(LEVEL_BARE)).await {
+            Err(fault) if known.is_none() && fault.message.contains("sandbox") => {
+                tracing::warn!("Chromium cannot sandbox itself on this machine; it is started without");
+                start(true).await
+            }
+            started => started,
+        };
+        // One that could and cannot any more is tried anew the next time.
+        let level = started.as_ref().ok().map(|browser| browser.level());
+        if known != Some(LEVEL_BARE) && known != level {
+            self.0.level.send_replace(level);
+        }
+        started
     }
 
     /// Runs an order to its answer, which goes to standard output; pictures and the like go to standard error.

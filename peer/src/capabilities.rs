@@ -68,6 +68,7 @@ pub fn quick(task_slots: u32, workspace_dir: &Path, browser: Option<PathBuf>) ->
         shells: shells(),
         tools: Vec::new(),
         browser: browser.map(|path| path.to_string_lossy().into_owned()).unwrap_or_default(),
+        browser_sandbox: String::new(),
         sandbox: Some(SandboxLevel { level: sandbox::PERMISSIVE.into(), missing: vec!["STRICT is being tested on this machine".into()] }),
         task_slots,
         skills,

@@ -76,13 +76,15 @@ pub struct BrowserConfig {
     pub headless: bool,
     /// Closed when it was not used for this long.
     pub idle_s: u64,
+    /// What one browser may download, all files together, in MiB.
+    pub download_mib: u64,
     /// Networks that pages may reach besides the public one.
     pub allow_addresses: Vec<String>,
 }
 
 impl Default for BrowserConfig {
     fn default() -> Self {
-        Self { enabled: true, program: None, headless: true, idle_s: 900, allow_addresses: Vec::new() }
+        Self { enabled: true, program: None, headless: true, idle_s: 900, download_mib: 4096, allow_addresses: Vec::new() }
     }
 }
 
@@ -291,6 +293,9 @@ impl PeerConfig {
         }
         if !(10..=7 * 24 * 3600).contains(&self.browser.idle_s) {
             return fault("browser.idle_s", "from 10 seconds to a week");
+        }
+        if self.browser.download_mib > 1024 * 1024 {
+            return fault("browser.download_mib", "at most 1048576 (1 TiB)");
         }
         self.allowed_addresses()?;
         self.network()?;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cortex_peer::{
-    browser::BrowserOptions,
+    browser::{BrowserOptions, Browsers},
     capabilities, cgroup,
     config::{self, EXAMPLE, PeerConfig, SettingError},
     doctor,
@@ -363,7 +363,10 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
     tasks.set_mirror(mirror.clone());
 
     let browser = tasks.browsers().and_then(|browsers| browsers.find().ok());
+    let mut levels = tasks.browsers().map(Browsers::level);
     let mut described = capabilities::quick(tasks.slots(), &settings.workspace_dir(), browser);
+    let level = levels.as_mut().and_then(|level| *level.borrow_and_update());
+    described.browser_sandbox = level.unwrap_or_default().into();
     if ["memory", "pids"].iter().all(|name| limits.controllers.iter().any(|held| held == name)) {
         described.skills.push("limits".into());
     }
@@ -375,7 +378,13 @@ async fn connect(settings: PeerConfig, config: Option<PathBuf>, state: State, ke
         show_sandbox(&shown.with(&sandbox), &folder);
         let described = Capabilities { sandbox: Some(sandbox), ..described };
         describe.send_replace(described.clone());
-        describe.send(capabilities::with_tools(described).await)
+        describe.send_replace(capabilities::with_tools(described).await);
+        // Chromium's own walls show when it is started.
+        let Some(mut levels) = levels else { return };
+        while levels.changed().await.is_ok() {
+            let level = levels.borrow_and_update().unwrap_or_default();
+            describe.send_modify(|described| described.browser_sandbox = level.into());
+        }
     });
 
     tracing::info!(fingerprint = key.public().fingerprint(), hub = %membership.hub, version = env!("CARGO_PKG_VERSION"), "starting");
@@ -438,6 +447,7 @@ fn browser_options(settings: &PeerConfig, state: &State) -> Result<Option<Browse
         allowed,
         headless: settings.browser.headless,
         idle: Duration::from_secs(settings.browser.idle_s),
+        download_bytes: settings.browser.download_mib * 1024 * 1024,
     }))
 }
 

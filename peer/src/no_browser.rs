@@ -1,123 +1,85 @@
-//! What stands in for the browser skill in a build without it: nothing is found, nothing runs.
+//! What stands in for the browser skill in a build without it: settings are read, and there are no browsers.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use cortex_wire::{
     browser::Order,
     id::{SessionId, TaskId},
-    schema::{BrowserEvents, BrowserEventsAck},
 };
 use tokio::sync::watch;
 
 use crate::{
-    process::{Exit, Processes},
+    process::Processes,
     shell::{Ended, Patience, Stop, Streams},
 };
 
-/// See the module of the same name with the feature.
-#[derive(Debug, Clone)]
-pub struct BrowserOptions {
-    /// Not looked for.
-    pub program: Option<PathBuf>,
-    /// Not made.
-    pub scratch_dir: PathBuf,
-    /// Not used.
-    pub workspace_dir: PathBuf,
-    /// Not asked.
-    pub allowed: Arc<Allowed>,
-    /// Not asked.
-    pub headless: bool,
-    /// Not asked.
-    pub idle: Duration,
-}
+#[path = "browser/address.rs"]
+mod address;
+#[path = "browser/options.rs"]
+mod options;
+#[path = "browser/outbox.rs"]
+mod outbox;
 
-/// Reads nothing.
-#[derive(Debug, Clone, Default)]
-pub struct Allowed(pub Vec<Network>);
+pub use address::{Allowed, Network};
+pub use options::{BrowserOptions, LEVEL, LEVEL_BARE};
+pub use outbox::Outbox;
 
-/// Takes everything.
+/// Why there are no browsers here.
+pub const OFF: &str = "this peer was built without the browser skill (cargo feature `browser`)";
+
+/// No browsers: there is no value of this type, so nothing below is ever called.
 #[derive(Debug, Clone, Copy)]
-pub struct Network;
-
-impl std::str::FromStr for Network {
-    type Err = String;
-
-    fn from_str(_: &str) -> Result<Self, String> {
-        Ok(Self)
-    }
-}
-
-/// Never holds anything.
-#[derive(Debug, Default)]
-pub struct Outbox(watch::Sender<()>);
-
-impl Outbox {
-    /// Never changes.
-    pub fn news(&self) -> watch::Receiver<()> {
-        self.0.subscribe()
-    }
-
-    /// Nothing.
-    pub fn next(&self) -> Option<BrowserEvents> {
-        None
-    }
-
-    /// Nothing was sent.
-    pub fn stored(&self, _: &BrowserEventsAck) {}
-}
-
-/// No browsers.
-#[derive(Debug, Clone, Default)]
-pub struct Browsers(Arc<Outbox>);
+pub enum Browsers {}
 
 impl Browsers {
     /// None.
-    pub fn new(_: BrowserOptions, _: Processes) -> Self {
-        Self::default()
+    pub fn new(_: BrowserOptions, _: Processes) -> Option<Self> {
+        None
     }
 
-    /// Empty.
+    /// Never called.
     pub fn outbox(&self) -> &Arc<Outbox> {
-        &self.0
+        match *self {}
     }
 
-    /// There is none.
+    /// Never called.
     ///
     /// # Errors
-    /// Always.
-    pub fn find(&self) -> Result<PathBuf, String> {
-        Err("this peer was built without the feature `browser`".into())
-    }
-
     /// None.
-    pub fn level(&self) -> &'static str {
-        ""
+    pub fn find(&self) -> Result<PathBuf, String> {
+        match *self {}
     }
 
-    /// Never called: nothing is found.
-    pub async fn run(
-        &self,
-        _: SessionId,
-        _: TaskId,
-        _: Order,
-        streams: Streams<'_>,
-        _: Patience,
-        _: watch::Receiver<Option<Stop>>,
-    ) -> Ended {
-        streams.stdout.close();
-        streams.stderr.close();
-        std::future::ready(Ended { exit: Exit::UNKNOWN, wall: Duration::ZERO, stop: None, descendants_held_pipe: false, left_behind: 0 })
-            .await
+    /// Never called.
+    pub fn level(&self) -> watch::Receiver<Option<&'static str>> {
+        match *self {}
     }
 
-    /// Nothing to leave.
-    pub fn leave(&self, _: impl IntoIterator<Item = SessionId>) {}
+    /// Never called.
+    ///
+    /// # Errors
+    /// None.
+    pub async fn settled_level(&self, _: SessionId) -> Result<&'static str, String> {
+        match *self {}
+    }
 
-    /// Nothing to close.
+    /// Never called.
+    pub async fn run(&self, _: SessionId, _: TaskId, _: Order, _: Streams<'_>, _: Patience, _: watch::Receiver<Option<Stop>>) -> Ended {
+        match *self {}
+    }
+
+    /// Never called.
+    pub fn leave(&self, _: impl IntoIterator<Item = SessionId>) {
+        match *self {}
+    }
+
+    /// Never called.
     pub async fn close_all(&self) {
-        std::future::ready(()).await;
+        match *self {}
     }
 
-    /// Nothing to end.
-    pub fn end_now(&self) {}
+    /// Never called.
+    pub fn end_now(&self) {
+        match *self {}
+    }
 }

@@ -266,7 +266,7 @@ impl Tasks {
             hub_time: None,
         };
         let processes = Processes::new().map_err(TasksError::Signals)?;
-        let browsers = options.browser.map(|browser| Browsers::new(browser, processes.clone()));
+        let browsers = options.browser.and_then(|browser| Browsers::new(browser, processes.clone()));
         let this = Self(Arc::new(Inner {
             node: options.node,
             ceiling: options.ceiling,

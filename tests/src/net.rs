@@ -134,6 +134,16 @@ pub struct Namespace {
 }
 
 impl Namespace {
+    /// One that nobody else can reach, with loopback alone.
+    ///
+    /// # Errors
+    /// When this machine cannot, with what it lacks.
+    pub fn lone(role: &str) -> Result<Arc<Self>> {
+        check_machine()?;
+        Self::sweep();
+        Self::add(role)
+    }
+
     fn add(role: &str) -> Result<Arc<Self>> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("{PREFIX}{}-{}-{role}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -178,8 +188,16 @@ impl Namespace {
         execute(Command::new("ip").args(["netns", "exec", &self.name, "sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"]), "")
     }
 
+    /// What `ip netns` calls it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Runs `work` on a thread inside the namespace: sockets that it opens are there.
-    fn within<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<JoinHandle<Result<T>>> {
+    ///
+    /// # Errors
+    /// When the namespace is gone.
+    pub fn within<T: Send + 'static>(&self, work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<JoinHandle<Result<T>>> {
         let file = File::open(Path::new(NAMESPACES).join(&self.name))?;
         Ok(thread::spawn(move || {
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -202,7 +220,8 @@ impl Namespace {
         })
     }
 
-    fn place(self: &Arc<Self>) -> Place {
+    /// Where programs run that are in it.
+    pub fn place(self: &Arc<Self>) -> Place {
         Place::Namespace(self.clone())
     }
 }

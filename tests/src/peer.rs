@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -18,6 +18,9 @@ use crate::{
     program::{self, Process},
     wait,
 };
+
+/// A user who owns nothing.
+const NOBODY: u32 = 65_534;
 
 /// How a peer runs.
 #[derive(Debug, Clone, Default)]
@@ -28,6 +31,8 @@ pub struct PeerOptions {
     pub name: String,
     /// Further lines of its configuration.
     pub settings: String,
+    /// As a user who may nothing, where the test itself is root.
+    pub lowly: bool,
 }
 
 /// A peer, with a home of its own.
@@ -55,9 +60,30 @@ impl Peer {
     /// # Errors
     /// When it does not start.
     pub fn start_with(invite: &str, options: PeerOptions) -> Result<Self> {
-        let PeerOptions { place, name, settings } = options;
+        let PeerOptions { place, name, settings, lowly } = options;
         let name = if name.is_empty() { String::new() } else { format!("name: {name}\n") };
-        Self::start_from(&format!("{name}invite: {invite}\n{settings}"), place)
+        let yaml = format!("{name}invite: {invite}\n{settings}");
+        if lowly { Self::start_lowly(&yaml) } else { Self::start_from(&yaml, place) }
+    }
+
+    /// As [`NOBODY`], with a copy of the program, because the folder of the original may be closed to others.
+    fn start_lowly(yaml: &str) -> Result<Self> {
+        let (home, program) = home_with(yaml)?;
+        if !geteuid().is_root() {
+            let process = spawn(&Place::Here, home.path())?;
+            return Ok(Self { process, node: String::new(), home, place: Place::Here });
+        }
+        let copy = home.path().join("cortex-peer");
+        fs::copy(program, &copy)?;
+        for path in [home.path(), &home.path().join("peer.yaml"), &copy] {
+            std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY))?;
+        }
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={NOBODY}"), &format!("--regid={NOBODY}"), "--clear-groups"]);
+        command.arg(&copy).args(["run", "--config"]).arg(home.path().join("peer.yaml"));
+        program::clean(&mut command, home.path());
+        let process = Process::start("peer", command, home.path())?;
+        Ok(Self { process, node: String::new(), home, place: Place::Here })
     }
 
     /// Starts a peer with a configuration file of this text, to which its folders are added.
@@ -65,10 +91,7 @@ impl Peer {
     /// # Errors
     /// When it does not start.
     pub fn start_from(yaml: &str, place: Place) -> Result<Self> {
-        let home = tempfile::tempdir()?;
-        let (state, work) = (home.path().join("state"), home.path().join("work"));
-        let folders = format!("state_dir: {}\nworkspace_dir: {}\n", state.display(), work.display());
-        fs::write(home.path().join("peer.yaml"), format!("{yaml}{folders}"))?;
+        let (home, _) = home_with(yaml)?;
         let process = spawn(&place, home.path())?;
         Ok(Self { process, node: String::new(), home, place })
     }
@@ -144,6 +167,15 @@ impl Peer {
         let environment = |pid: &Pid| fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
         pids.filter(|pid| environment(pid).windows(work.len()).any(|part| part == work)).collect()
     }
+}
+
+/// A home with a configuration file of this text, to which its folders are added; and where the program is.
+fn home_with(yaml: &str) -> Result<(TempDir, PathBuf)> {
+    let home = tempfile::tempdir()?;
+    let (state, work) = (home.path().join("state"), home.path().join("work"));
+    let folders = format!("state_dir: {}\nworkspace_dir: {}\n", state.display(), work.display());
+    fs::write(home.path().join("peer.yaml"), format!("{yaml}{folders}"))?;
+    Ok((home, program::find("cortex-peer")?))
 }
 
 impl Drop for Peer {

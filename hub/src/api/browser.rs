@@ -28,7 +28,7 @@ use super::{
     position::{FeedPosition, last_event_id},
     problem::Problem,
     sse::{Source, Vigil, respond, write_event},
-    task::{explain, idempotency_key},
+    task::dispatch_for,
     view::TaskView,
 };
 use crate::{
@@ -102,13 +102,10 @@ async fn act(
     headers: HeaderMap,
     Body(body): Body<BrowserBody>,
 ) -> Result<(StatusCode, Json<BrowserAnswer>), Problem> {
-    let principal = caller.actor.token.clone().unwrap_or_else(|| caller.actor.user.to_string());
-    api.limits.dispatches.take(principal, api.hub.now_ms())?;
-    let key = idempotency_key(&headers)?;
     let time = Order::parse(body.order.to_string().as_bytes()).map_or(0, |order| order.timeout_ms());
     let spec = TaskSpec { browser: Some(body.order), ..TaskSpec::default() };
     let request = DispatchRequest { node: body.node, queue_timeout_ms: body.queue_timeout_ms, spec, pool: false, selector: None };
-    let task = api.hub.dispatch(&caller.actor, id, request, key).await.map_err(explain)?.task;
+    let task = dispatch_for(&api, &caller, id, &headers, request).await?.task;
     let patience = LONGEST.min(BESIDES + Duration::from_millis(time.saturating_add(body.queue_timeout_ms)));
     let ended = tokio::time::timeout(patience, ended(&api.hub, &caller.actor, task.id)).await;
     let answer = match ended {

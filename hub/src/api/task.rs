@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     record::{Mode, TaskSpec, TerminalSize},
-    task::{DispatchRequest, TaskError},
+    task::{DispatchRequest, Dispatched, TaskError},
 };
 
 /// Input at a time: small pieces let others through between them.
@@ -114,10 +114,6 @@ async fn dispatch(
     headers: HeaderMap,
     Body(body): Body<DispatchBody>,
 ) -> Result<(StatusCode, Json<TaskView>), Problem> {
-    let began = Instant::now();
-    let principal = caller.actor.token.clone().unwrap_or_else(|| caller.actor.user.to_string());
-    api.limits.dispatches.take(principal, api.hub.now_ms())?;
-    let key = idempotency_key(&headers)?;
     let request = DispatchRequest {
         node: body.node,
         selector: body.selector,
@@ -144,13 +140,29 @@ async fn dispatch(
             retries: body.retries,
         },
     };
-    let dispatched = api.hub.dispatch(&caller.actor, id, request, key).await.map_err(explain)?;
-    api.metrics.dispatch_took(began.elapsed());
+    let dispatched = dispatch_for(&api, &caller, id, &headers, request).await?;
     let status = if dispatched.repeated { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(dispatched.task.into())))
 }
 
-pub(super) fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
+/// Dispatches for a caller, no more often than they may.
+pub(super) async fn dispatch_for(
+    api: &Api,
+    caller: &Caller,
+    session: SessionId,
+    headers: &HeaderMap,
+    request: DispatchRequest,
+) -> Result<Dispatched, Problem> {
+    let began = Instant::now();
+    let principal = caller.actor.token.clone().unwrap_or_else(|| caller.actor.user.to_string());
+    api.limits.dispatches.take(principal, api.hub.now_ms())?;
+    let key = idempotency_key(headers)?;
+    let dispatched = api.hub.dispatch(&caller.actor, session, request, key).await.map_err(explain)?;
+    api.metrics.dispatch_took(began.elapsed());
+    Ok(dispatched)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, Problem> {
     let Some(value) = headers.get("idempotency-key") else { return Ok(None) };
     match value.to_str() {
         Ok(key) if !key.is_empty() && key.len() <= limits::NAME_BYTES => Ok(Some(key)),

@@ -16,11 +16,22 @@
   observe(document);
   for (const kind of ['input', 'change', 'toggle', 'focusin', 'focusout', 'scrollend']) addEventListener(kind, touched, true);
 
+  const DEEPEST = 1500; // elements in one another: a stack has an end
+  // Fields of a form hide what the form itself has, and named elements what the document has; from their prototypes nobody can hide it.
+  const forms = HTMLFormElement.prototype, documents = HTMLDocument.prototype;
+  const of = (e, key) => (forms.isPrototypeOf(e) ? Reflect.get(forms, key, e) : e === document ? Reflect.get(documents, key, e) : e[key]);
+  const call = (e, key, ...more) => of(e, key).call(e, ...more);
+  const doc = (key) => of(document, key);
+  const attr = (e, name) => call(e, 'getAttribute', name);
+  const has = (e, name) => call(e, 'hasAttribute', name);
+  const tagOf = (e) => of(e, 'tagName');
+  const visible = (e, how) => call(e, 'checkVisibility', how);
+
   const clean = (text, most) => {
     text = text.replace(/[\s\u200b\u202a-\u202e\u2066-\u2069]+/g, ' ').trim();
     return text.length > most ? text.slice(0, most - 1) + '…' : text;
   };
-  const shadow = (e) => e.shadowRoot || closed.get(e) || null;
+  const shadow = (e) => of(e, 'shadowRoot') || closed.get(e) || null;
   const inputs = {
     button: 'button', submit: 'button', reset: 'button', image: 'button', checkbox: 'checkbox', radio: 'radio', range: 'slider', number: 'spinbutton',
     search: 'searchbox', file: 'file', color: 'color', hidden: null,
@@ -40,55 +51,55 @@
     'columnheader', 'checkbox', 'radio', 'alert', 'status']);
 
   const roleOf = (e) => {
-    const said = e.getAttribute('role');
+    const said = attr(e, 'role');
     if (said) {
       const role = said.trim().split(/\s+/)[0];
       if (role && role !== 'none' && role !== 'presentation' && role !== 'generic') return role.slice(0, 32);
     }
-    const tag = e.tagName;
-    if (tag === 'A' || tag === 'AREA') return e.hasAttribute('href') ? 'link' : e.hasAttribute('onclick') ? 'clickable' : '';
+    const tag = tagOf(e);
+    if (tag === 'A' || tag === 'AREA') return has(e, 'href') ? 'link' : has(e, 'onclick') ? 'clickable' : '';
     if (tag === 'INPUT') return e.type in inputs ? inputs[e.type] || '' : e.list ? 'combobox' : 'textbox';
     if (tag === 'SELECT') return e.multiple || e.size > 1 ? 'listbox' : 'combobox';
     if (tag === 'IMG') return e.alt ? 'img' : '';
-    if (tag === 'svg') return e.getAttribute('aria-label') ? 'img' : '';
-    if (tag === 'SECTION') return e.hasAttribute('aria-label') || e.hasAttribute('aria-labelledby') ? 'region' : '';
-    if (tag === 'HEADER' || tag === 'FOOTER') return e.parentElement === document.body ? (tag === 'HEADER' ? 'banner' : 'contentinfo') : '';
+    if (tag === 'svg') return attr(e, 'aria-label') ? 'img' : '';
+    if (tag === 'SECTION') return has(e, 'aria-label') || has(e, 'aria-labelledby') ? 'region' : '';
+    if (tag === 'HEADER' || tag === 'FOOTER') return of(e, 'parentElement') === doc('body') ? (tag === 'HEADER' ? 'banner' : 'contentinfo') : '';
     if (tag in tags) return tags[tag];
-    if (e.isContentEditable && !(e.parentElement && e.parentElement.isContentEditable)) return 'textbox';
-    if (e.hasAttribute('onclick') || (e.hasAttribute('tabindex') && e.tabIndex >= 0)) return 'clickable';
+    if (of(e, 'isContentEditable') && !(of(e, 'parentElement') && of(of(e, 'parentElement'), 'isContentEditable'))) return 'textbox';
+    if (has(e, 'onclick') || (has(e, 'tabindex') && of(e, 'tabIndex') >= 0)) return 'clickable';
     return '';
   };
   const contentOf = (e, most) => {
     let text = '';
-    const walk = (n) => {
-      if (text.length > most * 2) return;
-      if (n.nodeType === 3) { text += n.data; return; }
-      if (n.nodeType !== 1) return;
-      if (n.tagName === 'SCRIPT' || n.tagName === 'STYLE' || n.tagName === 'NOSCRIPT' || n.tagName === 'TEMPLATE') return;
-      if (n !== e && (n.getAttribute('aria-hidden') === 'true' || !n.checkVisibility({ visibilityProperty: true }))) return;
-      const label = n !== e && n.getAttribute('aria-label');
+    const walk = (n, level) => {
+      if (text.length > most * 2 || level > DEEPEST) return;
+      if (of(n, 'nodeType') === 3) { text += n.data; return; }
+      if (of(n, 'nodeType') !== 1) return;
+      if (tagOf(n) === 'SCRIPT' || tagOf(n) === 'STYLE' || tagOf(n) === 'NOSCRIPT' || tagOf(n) === 'TEMPLATE') return;
+      if (n !== e && (attr(n, 'aria-hidden') === 'true' || !visible(n, { visibilityProperty: true }))) return;
+      const label = n !== e && attr(n, 'aria-label');
       if (label) { text += ' ' + label; return; }
-      if (n.tagName === 'IMG') { text += ' ' + n.alt; return; }
-      if (n.tagName === 'SLOT') { for (const c of n.assignedNodes().length ? n.assignedNodes() : n.childNodes) walk(c); return; }
+      if (tagOf(n) === 'IMG') { text += ' ' + n.alt; return; }
+      if (tagOf(n) === 'SLOT') { for (const c of n.assignedNodes().length ? n.assignedNodes() : of(n, 'childNodes')) walk(c, level + 1); return; }
       const root = shadow(n);
-      for (const c of (root || n).childNodes) walk(c);
+      for (const c of of(root || n, 'childNodes')) walk(c, level + 1);
       if (n !== e) text += ' ';
     };
-    walk(e);
+    walk(e, 0);
     return clean(text, most);
   };
   const nameOf = (e, role) => {
-    const by = e.getAttribute('aria-labelledby');
+    const by = attr(e, 'aria-labelledby');
     if (by) {
-      const text = by.split(/\s+/).map((id) => e.getRootNode().getElementById && e.getRootNode().getElementById(id)).filter(Boolean).map((n) => contentOf(n, 120)).join(' ');
+      const text = by.split(/\s+/).map((id) => call(e, 'getRootNode').getElementById && call(e, 'getRootNode').getElementById(id)).filter(Boolean).map((n) => contentOf(n, 120)).join(' ');
       if (text.trim()) return clean(text, 120);
     }
-    const label = e.getAttribute('aria-label');
+    const label = attr(e, 'aria-label');
     if (label && label.trim()) return clean(label, 120);
-    const tag = e.tagName;
+    const tag = tagOf(e);
     if (tag === 'IMG' || tag === 'AREA') return clean(e.alt || e.title || '', 120);
-    if (e.labels && e.labels.length) {
-      const text = [...e.labels].map((l) => contentOf(l, 120)).join(' ').trim();
+    if (of(e, 'labels') && of(e, 'labels').length) {
+      const text = [...of(e, 'labels')].map((l) => contentOf(l, 120)).join(' ').trim();
       if (text) return clean(text, 120);
     }
     if (tag === 'INPUT' && (e.type === 'submit' || e.type === 'button' || e.type === 'reset')) return clean(e.value || e.type, 120);
@@ -96,8 +107,8 @@
       const text = contentOf(e, 120);
       if (text) return text;
     }
-    if (tag === 'FIELDSET') { const l = e.querySelector('legend'); if (l) return contentOf(l, 120); }
-    return clean(e.getAttribute('placeholder') || e.getAttribute('title') || e.getAttribute('alt') || (tag === 'IFRAME' ? e.name : '') || '', 120);
+    if (tag === 'FIELDSET') { const l = call(e, 'querySelector', 'legend'); if (l) return contentOf(l, 120); }
+    return clean(attr(e, 'placeholder') || attr(e, 'title') || attr(e, 'alt') || (tag === 'IFRAME' ? e.name : '') || '', 120);
   };
   const number = (e, role, name) => {
     const known = numbers.get(e);
@@ -112,39 +123,39 @@
     return n;
   };
   const focused = () => {
-    let a = document.activeElement;
+    let a = doc('activeElement');
     while (a && shadow(a) && shadow(a).activeElement) a = shadow(a).activeElement;
     return a;
   };
   const states = (e, role, focus) => {
     const out = [];
-    const aria = (name) => e.getAttribute('aria-' + name);
-    if (role === 'heading') out.push('level=' + (aria('level') || e.tagName.slice(1) || 2));
-    if (e.tagName === 'INPUT' && (e.type === 'checkbox' || e.type === 'radio') ? e.checked : aria('checked') === 'true') out.push('checked');
-    if (e.disabled || aria('disabled') === 'true') out.push('disabled');
+    const aria = (name) => attr(e, 'aria-' + name);
+    if (role === 'heading') out.push('level=' + (aria('level') || tagOf(e).slice(1) || 2));
+    if (tagOf(e) === 'INPUT' && (e.type === 'checkbox' || e.type === 'radio') ? e.checked : aria('checked') === 'true') out.push('checked');
+    if (of(e, 'disabled') || aria('disabled') === 'true') out.push('disabled');
     if (aria('expanded')) out.push(aria('expanded') === 'true' ? 'expanded' : 'collapsed');
-    else if (e.tagName === 'SUMMARY' && e.parentElement && e.parentElement.tagName === 'DETAILS') out.push(e.parentElement.open ? 'expanded' : 'collapsed');
+    else if (tagOf(e) === 'SUMMARY' && of(e, 'parentElement') && of(e, 'parentElement').tagName === 'DETAILS') out.push(of(e, 'parentElement').open ? 'expanded' : 'collapsed');
     if (aria('selected') === 'true') out.push('selected');
     if (aria('pressed') === 'true') out.push('pressed');
     if (aria('current') && aria('current') !== 'false') out.push('current');
-    if (e.required) out.push('required');
-    if (e.readOnly && (role === 'textbox' || role === 'searchbox')) out.push('readonly');
+    if (of(e, 'required')) out.push('required');
+    if (of(e, 'readOnly') && (role === 'textbox' || role === 'searchbox')) out.push('readonly');
     if (aria('invalid') === 'true') out.push('invalid');
     if (e === focus) out.push('focused');
     return out.length ? ' [' + out.join(' ') + ']' : '';
   };
   const valueOf = (e, role) => {
-    if (e.tagName === 'SELECT') return clean([...e.selectedOptions].map((o) => o.label).join(', '), 80);
-    if (e.tagName === 'INPUT' && e.type === 'password') return e.value ? '••••' : '';
-    if (e.tagName === 'INPUT' && e.type === 'file') return clean([...e.files].map((f) => f.name).join(', '), 80);
+    if (tagOf(e) === 'SELECT') return clean([...e.selectedOptions].map((o) => o.label).join(', '), 80);
+    if (tagOf(e) === 'INPUT' && e.type === 'password') return e.value ? '••••' : '';
+    if (tagOf(e) === 'INPUT' && e.type === 'file') return clean([...e.files].map((f) => f.name).join(', '), 80);
     if (role === 'textbox' || role === 'searchbox' || role === 'spinbutton' || role === 'slider' || role === 'combobox' || role === 'color') {
-      return clean(e.value !== undefined ? String(e.value) : e.isContentEditable ? e.textContent : '', 80);
+      return clean(of(e, 'value') !== undefined ? String(of(e, 'value')) : of(e, 'isContentEditable') ? of(e, 'textContent') : '', 80);
     }
-    if (role === 'progressbar' || role === 'meter') return String(e.value === undefined ? e.getAttribute('aria-valuenow') || '' : e.value);
+    if (role === 'progressbar' || role === 'meter') return String(of(e, 'value') === undefined ? attr(e, 'aria-valuenow') || '' : of(e, 'value'));
     return '';
   };
   const near = (e) => {
-    const place = e.closest('tr,li,label,fieldset,[role=row],[role=listitem]');
+    const place = call(e, 'closest', 'tr,li,label,fieldset,[role=row],[role=listitem]');
     return place ? contentOf(place, 48) : '';
   };
   const line = (e, role, name, gen, focus) => {
@@ -155,7 +166,7 @@
     const value = valueOf(e, role);
     if (value) text += ' = ' + JSON.stringify(value);
     if (!name && usable.has(role)) { const by = near(e); if (by) text += ' near ' + JSON.stringify(by); }
-    if (role === 'link' && e.href) {
+    if (role === 'link' && typeof e.href === 'string') {
       const at = e.href.startsWith(location.origin + '/') ? e.href.slice(location.origin.length) : e.href;
       if (!at.startsWith('javascript:')) text += ' → ' + clean(at, 80);
     }
@@ -172,17 +183,17 @@
   // Calls `take(element, role, depth)` for each element that is shown; the depth below it grows when it says true. `text` hears what stands between.
   const visit = (top, take, text) => {
     let stop = false;
-    const walk = (n, depth) => {
-      if (stop) return;
-      if (n.nodeType === 3) { if (text && n.data.trim()) stop = text(n, depth) === false; return; }
-      if (n.nodeType !== 1) return;
-      const tag = n.tagName;
+    const walk = (n, depth, level) => {
+      if (stop || level > DEEPEST) return;
+      if (of(n, 'nodeType') === 3) { if (text && n.data.trim()) stop = text(n, depth) === false; return; }
+      if (of(n, 'nodeType') !== 1) return;
+      const tag = tagOf(n);
       if (tag === 'SCRIPT' || tag === 'STYLE' || tag === 'NOSCRIPT' || tag === 'TEMPLATE' || tag === 'HEAD') return;
-      if (!n.checkVisibility() && tag !== 'OPTION') { if (getComputedStyle(n).display !== 'contents') return; }
-      if (n.getAttribute('aria-hidden') === 'true' || n.inert) return;
+      if (!visible(n) && tag !== 'OPTION') { if (getComputedStyle(n).display !== 'contents') return; }
+      if (attr(n, 'aria-hidden') === 'true' || of(n, 'inert')) return;
       const role = roleOf(n);
       let below = depth, skip = false;
-      if (role && (n.checkVisibility({ visibilityProperty: true }) || tag === 'OPTION')) {
+      if (role && (visible(n, { visibilityProperty: true }) || tag === 'OPTION')) {
         const took = take(n, role, depth);
         if (took === false) { stop = true; return; }
         if (took) { below = depth + 1; skip = took === 'leaf'; }
@@ -191,16 +202,16 @@
       const root = shadow(n);
       if (root) observe(root);
       else if (tag.includes('-') && hosts.length < 64 && !closed.has(n)) hosts.push(n);
-      if (tag === 'SLOT') { const nodes = n.assignedNodes(); for (const c of nodes.length ? nodes : n.childNodes) walk(c, below); return; }
-      for (let c = (root || n).firstChild; c && !stop; c = c.nextSibling) walk(c, below);
+      if (tag === 'SLOT') { const nodes = n.assignedNodes(); for (const c of nodes.length ? nodes : of(n, 'childNodes')) walk(c, below, level + 1); return; }
+      for (let c = of(root || n, 'firstChild'); c && !stop; c = of(c, 'nextSibling')) walk(c, below, level + 1);
     };
-    walk(top, 0);
+    walk(top, 0, 0);
     return stop;
   };
 
   const snapshot = ({ gen, filter, skip, budget, depth: most, scope }) => {
     hosts.length = 0;
-    const top = scope || document.body || document.documentElement;
+    const top = scope || doc('body') || doc('documentElement');
     const focus = focused();
     const lines = [];
     let bytes = 0, seen = 0;
@@ -219,45 +230,46 @@
       if (!interesting(role, name, filter)) return '';
       const { text, n } = line(e, role, name, gen, focus);
       if (!add(depth, text, role === 'iframe' ? n : 0)) return false;
-      return (byContent.has(role) && filter === 'all' && !e.querySelector('a,button,input,select,textarea,[role],[tabindex]')) || role === 'textbox' ? 'leaf' : true;
+      return (byContent.has(role) && filter === 'all' && !call(e, 'querySelector', 'a,button,input,select,textarea,[role],[tabindex]')) || role === 'textbox' ? 'leaf' : true;
     }, filter === 'all' ? (n, depth) => add(depth, clean(n.data, 400)) : null) : false;
-    return { lines, seen, cut, changes, title: document.title, url: location.href, hosts: hosts.length };
+    return { lines, seen, cut, changes, title: doc('title'), url: location.href, hosts: hosts.length };
   };
 
   const deep = (root, selector, out) => {
-    for (const e of root.querySelectorAll(selector)) out.push(e);
-    const walker = document.createTreeWalker(root, 1);
-    for (let n = walker.currentNode; n; n = walker.nextNode()) { const inner = n.nodeType === 1 && shadow(n); if (inner) deep(inner, selector, out); }
+    const all = root === document ? doc('querySelectorAll') : root.querySelectorAll;
+    for (const e of all.call(root, selector)) out.push(e);
+    const walker = doc('createTreeWalker').call(document, root, 1);
+    for (let n = walker.currentNode; n; n = walker.nextNode()) { const inner = of(n, 'nodeType') === 1 && shadow(n); if (inner) deep(inner, selector, out); }
     return out;
   };
-  const shown = (e) => e.checkVisibility({ visibilityProperty: true }) && e.getClientRects().length > 0;
-  const describe = (e, gen) => { const role = roleOf(e) || e.tagName.toLowerCase(); return line(e, role, nameOf(e, role), gen, null).text; };
+  const shown = (e) => visible(e, { visibilityProperty: true }) && call(e, 'getClientRects').length > 0;
+  const describe = (e, gen) => { const role = roleOf(e) || tagOf(e).toLowerCase(); return line(e, role, nameOf(e, role), gen, null).text; };
   const fail = (code, message, more) => ({ failed: code, message, ...more });
 
   const byText = (wanted) => {
     const lower = clean(wanted, 400).toLowerCase();
     let exact = [], part = [];
-    visit(document.body || document.documentElement, (e, role) => {
+    visit(doc('body') || doc('documentElement'), (e, role) => {
       if (!usable.has(role) && role !== 'heading' && role !== 'option') return '';
       const name = nameOf(e, role).toLowerCase();
       if (name === lower) exact.push(e); else if (name.includes(lower)) part.push(e);
       return '';
     }, (n) => {
-      const e = n.parentElement, text = clean(n.data, 400).toLowerCase();
+      const e = of(n, 'parentElement'), text = clean(n.data, 400).toLowerCase();
       if (!e || !shown(e)) return true;
       if (text === lower) exact.push(e); else if (text.includes(lower)) part.push(e);
       return true;
     });
     const best = exact.length ? exact : part;
     // Text inside a control stands for the control.
-    const usableOf = (e) => { for (let p = e; p; p = p.parentElement) { if (usable.has(roleOf(p))) return p; if (p.tagName === 'LABEL') return p.control && shown(p.control) ? p.control : p; } return e; };
+    const usableOf = (e) => { for (let p = e; p; p = of(p, 'parentElement')) { if (usable.has(roleOf(p))) return p; if (tagOf(p) === 'LABEL') return p.control && shown(p.control) ? p.control : p; } return e; };
     return [...new Set(best.map(usableOf))];
   };
   const find = (target, gen) => {
     if (target.n) {
       const entry = given.get(target.n), e = entry && entry.at.deref();
-      if (!e || !e.isConnected) return fail('stale_ref', 'that element is not in the page any more');
-      const role = roleOf(e) || e.tagName.toLowerCase();
+      if (!e || !of(e, 'isConnected')) return fail('stale_ref', 'that element is not in the page any more');
+      const role = roleOf(e) || tagOf(e).toLowerCase();
       const name = nameOf(e, role);
       if (role !== entry.role || name !== entry.name) return fail('stale_ref', `that element was ${entry.role} ${JSON.stringify(entry.name)} and is ${role} ${JSON.stringify(name)} now`);
       return { e };
@@ -272,14 +284,14 @@
     if (found.length > 1) return fail('ambiguous_target', `${found.length} elements fit that target; use a ref`, { candidates: found.slice(0, 5).map((e) => describe(e, gen)) });
     return { e: found[0] };
   };
-  const inside = (outer, e) => { for (let n = e; n; n = n.parentNode || n.host) if (n === outer) return true; return false; };
+  const inside = (outer, e) => { for (let n = e; n; n = of(n, 'parentNode') || n.host) if (n === outer) return true; return false; };
   const hit = (x, y) => {
-    let e = document.elementFromPoint(x, y);
+    let e = doc('elementFromPoint').call(document, x, y);
     for (let root = e && shadow(e); root; root = e && shadow(e)) { const inner = root.elementFromPoint(x, y); if (!inner || inner === e) break; e = inner; }
     return e;
   };
   const pointOf = (e) => {
-    for (const r of e.getClientRects()) {
+    for (const r of call(e, 'getClientRects')) {
       const left = Math.max(0, r.left), top = Math.max(0, r.top), right = Math.min(innerWidth, r.right), bottom = Math.min(innerHeight, r.bottom);
       if (right - left >= 1 && bottom - top >= 1) return [(left + right) / 2, (top + bottom) / 2];
     }
@@ -292,13 +304,13 @@
     let e = found.e;
     if (wants.exists) return { e };
     if (!shown(e)) return fail('not_visible', 'that element is not visible');
-    if (wants.enabled && (e.disabled || e.getAttribute('aria-disabled') === 'true')) return fail('disabled', 'that element is disabled');
-    if (wants.editable && e.readOnly) return fail('readonly', 'that element cannot be written to');
+    if (wants.enabled && (of(e, 'disabled') || attr(e, 'aria-disabled') === 'true')) return fail('disabled', 'that element is disabled');
+    if (wants.editable && of(e, 'readOnly')) return fail('readonly', 'that element cannot be written to');
     let point = pointOf(e);
-    const reaches = () => { const h = hit(...point); return !h || inside(e, h) || (e.labels && [...e.labels].some((l) => inside(l, h))) || (h.tagName === 'LABEL' && h.control === e) || (inside(h, e) && e.tagName !== 'BUTTON' && getComputedStyle(e).display === 'inline') ? null : h; };
+    const reaches = () => { const h = hit(...point); return !h || inside(e, h) || (of(e, 'labels') && [...of(e, 'labels')].some((l) => inside(l, h))) || (tagOf(h) === 'LABEL' && h.control === e) || (inside(h, e) && tagOf(e) !== 'BUTTON' && getComputedStyle(e).display === 'inline') ? null : h; };
     let over = point && wants.hit ? reaches() : null;
     if (!point || over) {
-      e.scrollIntoView({ block: 'center', inline: 'center', behavior: 'instant' });
+      call(e, 'scrollIntoView', { block: 'center', inline: 'center', behavior: 'instant' });
       point = pointOf(e);
       if (!point) return fail('not_visible', 'that element cannot be brought into view');
       over = wants.hit ? reaches() : null;
@@ -312,31 +324,31 @@
     const r = ready(target, wants, gen);
     if (r.failed) return r;
     last = r.e;
-    return { x: r.x, y: r.y, tag: r.e.tagName, type: r.e.type || '', checked: r.e.checked === undefined ? r.e.getAttribute('aria-checked') === 'true' : r.e.checked, changes };
+    return { x: r.x, y: r.y, tag: tagOf(r.e), type: tagOf(r.e) === 'INPUT' ? r.e.type : '', checked: tagOf(r.e) === 'INPUT' ? r.e.checked : attr(r.e, 'aria-checked') === 'true', changes };
   };
   const element = () => last;
-  const editable = (e) => (e.tagName === 'INPUT' && !['button', 'submit', 'reset', 'image', 'checkbox', 'radio', 'file', 'hidden'].includes(e.type)) || e.tagName === 'TEXTAREA' || e.isContentEditable;
+  const editable = (e) => (tagOf(e) === 'INPUT' && !['button', 'submit', 'reset', 'image', 'checkbox', 'radio', 'file', 'hidden'].includes(e.type)) || tagOf(e) === 'TEXTAREA' || of(e, 'isContentEditable');
   // Focus and, to fill, everything selected; some fields take their value only as a whole.
   const edit = ({ target, value, gen }) => {
     const r = ready(target, { enabled: true, editable: true }, gen);
     if (r.failed) return r;
     let e = r.e;
-    if (e.tagName === 'LABEL' && e.control) e = e.control;
+    if (tagOf(e) === 'LABEL' && e.control) e = e.control;
     if (!editable(e)) return fail('not_editable', `that element is ${describe(e, gen)}, which takes no text`);
     e.focus();
     if (focused() !== e && !inside(e, focused())) return fail('not_focusable', 'that element does not take the focus');
     if (value === null) {
-      if (e.isContentEditable) getSelection().selectAllChildren(e), getSelection().collapseToEnd();
+      if (of(e, 'isContentEditable')) getSelection().selectAllChildren(e), getSelection().collapseToEnd();
       else if (e.setSelectionRange && !['number', 'email', 'date', 'color', 'range', 'time', 'month', 'week', 'datetime-local'].includes(e.type)) e.setSelectionRange(e.value.length, e.value.length);
       return { mode: 'insert' };
     }
-    if (e.tagName === 'INPUT' && ['date', 'time', 'month', 'week', 'datetime-local', 'color', 'range'].includes(e.type)) {
+    if (tagOf(e) === 'INPUT' && ['date', 'time', 'month', 'week', 'datetime-local', 'color', 'range'].includes(e.type)) {
       e.value = value;
       if (e.value !== value) return fail('bad_value', `that field does not take ${JSON.stringify(value)}`);
       for (const kind of ['input', 'change']) e.dispatchEvent(new Event(kind, { bubbles: true, composed: true }));
       return { mode: 'done' };
     }
-    if (e.isContentEditable) getSelection().selectAllChildren(e);
+    if (of(e, 'isContentEditable')) getSelection().selectAllChildren(e);
     else e.select();
     return { mode: value === '' ? 'delete' : 'insert' };
   };
@@ -344,7 +356,7 @@
     const r = ready(target, { enabled: true }, gen);
     if (r.failed) return r;
     const e = r.e;
-    if (e.tagName !== 'SELECT') return fail('not_a_list', `that element is ${describe(e, gen)}; click it and then the option`);
+    if (tagOf(e) !== 'SELECT') return fail('not_a_list', `that element is ${describe(e, gen)}; click it and then the option`);
     const options = [...e.options], chosen = [];
     for (const value of values) {
       const option = options.find((o) => o.value === value) || options.find((o) => clean(o.label, 400) === clean(value, 400));
@@ -365,24 +377,24 @@
     const fits = (name) => (!lower || name.toLowerCase().includes(lower)) && (!pattern || pattern.test(name));
     const take = (e, r, name) => { if (out.length < limit) out.push(line(e, r, name, gen, focus).text); else more++; };
     const own = new Set();
-    visit(document.body || document.documentElement, (e, r) => {
+    visit(doc('body') || doc('documentElement'), (e, r) => {
       if (role && r !== role) return '';
       if (!role && r !== 'option' && !usable.has(r) && !places.has(r)) return '';
       const name = nameOf(e, r);
       if (fits(name)) { own.add(e); take(e, r, name); }
       return '';
     }, role ? null : (n) => {
-      const e = n.parentElement;
+      const e = of(n, 'parentElement');
       if (!e || own.has(e) || !shown(e)) return true;
       const data = clean(n.data, 200);
-      for (let p = e; p; p = p.parentElement) if (own.has(p)) return true;
+      for (let p = e; p; p = of(p, 'parentElement')) if (own.has(p)) return true;
       if (fits(data)) { own.add(e); take(e, 'text', data); }
       return true;
     });
     return { found: out, more };
   };
   const read = ({ target, offset, budget, gen }) => {
-    let top = document.body || document.documentElement;
+    let top = doc('body') || doc('documentElement');
     if (target) { const found = find(target, gen); if (found.failed) return found; top = found.e; }
     const text = (top && (top.innerText !== undefined ? top.innerText : top.textContent) || '').replace(/\n{3,}/g, '\n\n');
     let end = Math.min(text.length, offset + budget);
@@ -391,7 +403,7 @@
   };
   const says = (wanted) => {
     const lower = clean(wanted, 400).toLowerCase();
-    const text = document.body ? clean(document.body.innerText, 1e9).toLowerCase() : '';
+    const text = doc('body') ? clean(doc('body').innerText, 1e9).toLowerCase() : '';
     if (text.includes(lower)) return true;
     return byText(wanted).length > 0;
   };
@@ -411,7 +423,7 @@
   });
   const report = async ({ gen, since, filter, budget, wait }) => {
     if (wait) await settle();
-    if (since !== null && since === changes) return { changes, title: document.title, url: location.href, same: true };
+    if (since !== null && since === changes) return { changes, title: doc('title'), url: location.href, same: true };
     return snapshot({ gen, filter, skip: 0, budget, depth: null, scope: null });
   };
   const scoped = (options, target) => {
@@ -422,31 +434,31 @@
   const rect = (target, gen) => {
     const r = ready(target, {}, gen);
     if (r.failed) return r;
-    const b = r.e.getBoundingClientRect();
+    const b = call(r.e, 'getBoundingClientRect');
     return { x: b.left + scrollX, y: b.top + scrollY, width: b.width, height: b.height };
   };
   let marks = null;
   const annotate = (gen) => {
     clear();
-    marks = document.createElement('div');
+    marks = doc('createElement').call(document, 'div');
     const root = marks.attachShadow({ mode: 'closed' });
     marks.style.cssText = 'all:initial;position:absolute;left:0;top:0;width:0;height:0;z-index:2147483647';
     let count = 0;
-    visit(document.body || document.documentElement, (e, role) => {
+    visit(doc('body') || doc('documentElement'), (e, role) => {
       if (!usable.has(role) || !shown(e)) return '';
       if (++count > 300) return false;
-      const b = e.getBoundingClientRect();
+      const b = call(e, 'getBoundingClientRect');
       const n = number(e, role, nameOf(e, role));
-      const box = document.createElement('div');
+      const box = doc('createElement').call(document, 'div');
       box.style.cssText = `position:absolute;box-sizing:border-box;border:2px solid #d00;left:${b.left + scrollX}px;top:${b.top + scrollY}px;width:${b.width}px;height:${b.height}px`;
-      const label = document.createElement('span');
+      const label = doc('createElement').call(document, 'span');
       label.textContent = `s${gen}e${n}`;
       label.style.cssText = 'position:absolute;left:-2px;top:-13px;background:#d00;color:#fff;font:10px/12px monospace;padding:0 2px';
       box.append(label);
       root.append(box);
       return '';
     });
-    document.documentElement.append(marks);
+    doc('documentElement').append(marks);
     observer.takeRecords();
     return { count };
   };
@@ -462,7 +474,7 @@
   };
   const unopened = () => hosts.shift() || null;
   const opened = (host, root) => { if (root) { closed.set(host, root); observe(root); changes++; } else closed.set(host, null); };
-  const at = (x, y) => { const e = hit(x, y); return !!e && (e.tagName === 'IFRAME' || e.tagName === 'FRAME'); };
+  const at = (x, y) => { const e = hit(x, y); return !!e && (tagOf(e) === 'IFRAME' || tagOf(e) === 'FRAME'); };
   const exists = (target, gen) => { const f = find(target, gen); return !f.failed && shown(f.e); };
   globalThis.cortex = { snapshot: scoped, report, prepare, element, edit, choose, search, read, says, changed, rect, annotate, clear, store, unopened, opened, at, exists, find: (t, g) => { const f = find(t, g); return f.failed ? null : f.e; } };
 })();

@@ -25,6 +25,9 @@ const CONNECTIONS: usize = 512;
 /// For the request, and for the connection.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Before another connection is taken when none could be.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// Answers of RFC 1928.
 const DONE: u8 = 0;
 const NOT_ALLOWED: u8 = 2;
@@ -56,7 +59,11 @@ impl Proxy {
                 let Ok(permit) = room.clone().acquire_owned().await else { return };
                 tokio::select! {
                     accepted = listener.accept() => {
-                        let Ok((client, _)) = accepted else { continue };
+                        let Ok((client, _)) = accepted else {
+                            // No descriptor is free: one of ours has to end first.
+                            tokio::time::sleep(PAUSE).await;
+                            continue;
+                        };
                         let (allowed, refused) = (allowed.clone(), refused.clone());
                         connections.spawn(async move {
                             let _permit = permit;

@@ -31,7 +31,7 @@ use super::{
     BrowserOptions, Fault, WORLD, download,
     outbox::Outbox,
     proxy::Proxy,
-    state::State,
+    state::{Next, State},
     transport::{Cdp, CdpError, OnEvent},
 };
 use crate::process::{Mark, Processes, Program};
@@ -40,14 +40,13 @@ use crate::process::{Mark, Processes, Program};
 const START: Duration = Duration::from_secs(30);
 /// For the browser to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
-/// A file that is downloaded.
-const DOWNLOAD_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-/// All that one browser downloads.
-const DOWNLOADS_BYTES: u64 = 8 * 1024 * 1024 * 1024;
 /// What the browser says before it ends, for the reason.
 const SAID_BYTES: usize = 4096;
 /// Less shared memory than this is not enough for pages.
 const SHARED_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The longest name of a folder for temporary files in which there is room for a socket's name.
+const TEMPORARY_BYTES: usize = 56;
 
 /// Events that a browser may tell at once, and then in each second.
 const EVENTS_AT_ONCE: f64 = 1_000.0;
@@ -112,6 +111,7 @@ pub struct Browser {
     numbers: AtomicU64,
     allowance: Mutex<Allowance>,
     workspace_dir: PathBuf,
+    download_bytes: u64,
     processes: Processes,
     pid: OnceLock<Pid>,
     mark: Mark,
@@ -174,28 +174,12 @@ impl Browser {
     /// [`Fault`] that says what to do.
     pub async fn start(
         options: &BrowserOptions,
-        processes: &Processes,
-        outbox: &Arc<Outbox>,
-        session: SessionId,
-    ) -> Result<Arc<Self>, Fault> {
-        let root = rustix::process::geteuid().is_root();
-        match Self::start_as(options, processes, outbox, session, root).await {
-            Err(fault) if !root && fault.message.contains("sandbox") => {
-                tracing::warn!("Chromium cannot sandbox itself on this machine; it is started without");
-                Self::start_as(options, processes, outbox, session, true).await
-            }
-            result => result,
-        }
-    }
-
-    async fn start_as(
-        options: &BrowserOptions,
+        program: &Path,
         processes: &Processes,
         outbox: &Arc<Outbox>,
         session: SessionId,
         is_bare: bool,
     ) -> Result<Arc<Self>, Fault> {
-        let program = options.find().map_err(|reason| Fault::new("no_browser", reason))?;
         let number = u64::from_be_bytes(clock::random()) & 0xffff_ffff_ffff;
         let folder = options.scratch_dir.join(format!("{number:012x}"));
         let this = Arc::new(Self {
@@ -212,6 +196,7 @@ impl Browser {
             numbers: AtomicU64::new(0),
             allowance: Mutex::new(Allowance { left: EVENTS_AT_ONCE, since: Instant::now() }),
             workspace_dir: options.workspace_dir.clone(),
+            download_bytes: options.download_bytes,
             processes: processes.clone(),
             pid: OnceLock::new(),
             mark: Mark::of_browser(number),
@@ -223,7 +208,7 @@ impl Browser {
         for part in ["profile", "downloads", "uploads", "tmp"] {
             make_private_dir(&folder.join(part)).map_err(cannot)?;
         }
-        match this.launch(options, &program).await {
+        match this.launch(options, program).await {
             Ok(()) => Ok(this),
             Err(fault) => {
                 this.close().await;
@@ -333,12 +318,19 @@ impl Browser {
         arguments.into_iter().filter_map(|argument| CString::new(argument).ok()).collect()
     }
 
+    /// Where it makes a socket, among others, whose path has room for 107 bytes. Its working folder is ours, so a long name has a short one.
+    fn temporary(&self) -> PathBuf {
+        let folder = self.folder.join("tmp");
+        let is_long = cfg!(target_os = "linux") && folder.as_os_str().len() > TEMPORARY_BYTES;
+        if is_long { "/proc/self/cwd/tmp".into() } else { folder }
+    }
+
     fn environment(&self, options: &BrowserOptions) -> Vec<CString> {
         let mut variables = vec![
             ("HOME".to_owned(), self.folder.clone().into_os_string()),
             ("XDG_CONFIG_HOME".into(), self.folder.join("tmp").into()),
             ("XDG_CACHE_HOME".into(), self.folder.join("tmp").into()),
-            ("TMPDIR".into(), self.folder.join("tmp").into()),
+            ("TMPDIR".into(), self.temporary().into()),
             ("LANG".into(), std::env::var_os("LANG").unwrap_or_else(|| "C.UTF-8".into())),
             ("PATH".into(), std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into())),
         ];
@@ -458,7 +450,7 @@ impl Browser {
                     "Page.javascriptDialogOpening" if matches!(params["type"].as_str(), Some("alert" | "beforeunload")) => {
                         self.order(session, "Page.handleJavaScriptDialog", json!({ "accept": true }));
                     }
-                    "Browser.downloadProgress" => self.progress(params),
+                    "Browser.downloadWillBegin" | "Browser.downloadProgress" => self.progress(params),
                     _ => {}
                 }
             }
@@ -470,9 +462,12 @@ impl Browser {
         let text = |pointer: &str| params.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned();
         let (session, kind, target) = (text("/sessionId"), text("/targetInfo/type"), text("/targetInfo/targetId"));
         let Some(tab) = self.state().attached(parent, &session, &kind, &target) else {
-            self.tell(json!({ "kind": "tab", "refused": "too many tabs are open" }));
             self.order(&session, "Runtime.runIfWaitingForDebugger", json!({}));
-            return self.order("", "Target.closeTarget", json!({ "targetId": target }));
+            if kind == "page" {
+                self.tell(json!({ "kind": "tab", "refused": "too many tabs are open" }));
+                self.order("", "Target.closeTarget", json!({ "targetId": target }));
+            }
+            return;
         };
         if kind == "page" {
             self.tell(json!({ "kind": "tab", "tab": tab, "opened": true }));
@@ -522,24 +517,22 @@ impl Browser {
         if guid.is_empty() || !guid.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
             return;
         }
-        let (state, is_too_large) = {
-            let state = self.state();
-            let total: u64 = state.downloads.values().map(|download| download.bytes).sum();
-            let Some(download) = state.downloads.get(&guid) else { return };
-            (download.state, download.bytes > DOWNLOAD_BYTES || total > DOWNLOADS_BYTES)
-        };
-        if is_too_large && !matches!(state, "too_large" | "saved") {
-            self.order("", "Browser.cancelDownload", json!({ "guid": guid }));
-            self.downloaded(&guid, Err(("too_large", "larger than is taken".into())));
-            let _ = fs::remove_file(self.folder.join("downloads").join(&guid));
-        } else if state == "saving" {
-            let this = self.clone();
-            tokio::task::spawn_blocking(move || {
-                let from = this.folder.join("downloads").join(&guid);
-                let name = this.state().downloads.get(&guid).map(|download| download.name.clone()).unwrap_or_default();
-                let saved = download::save(&this.workspace_dir, &this.session, &from, &name);
-                this.downloaded(&guid, saved.map_err(|error| ("failed", error.to_string())));
-            });
+        let next = self.state().next_of(&guid, self.download_bytes);
+        match next {
+            Next::Nothing => {}
+            Next::Cancel(reason) => {
+                self.order("", "Browser.cancelDownload", json!({ "guid": guid }));
+                self.downloaded(&guid, Err(("too_large", reason.into())));
+                let _ = fs::remove_file(self.folder.join("downloads").join(&guid));
+            }
+            Next::Save(name) => {
+                let this = self.clone();
+                tokio::task::spawn_blocking(move || {
+                    let from = this.folder.join("downloads").join(&guid);
+                    let saved = download::save(&this.workspace_dir, &this.session, &from, &name);
+                    this.downloaded(&guid, saved.map_err(|error| ("failed", error.to_string())));
+                });
+            }
         }
     }
 

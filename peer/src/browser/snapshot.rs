@@ -13,6 +13,8 @@ use super::{
 const BEHIND_CURSOR_BYTES: usize = 2 * 1024 * 1024;
 /// What goes with a fault.
 const GLANCE_BYTES: usize = 2_000;
+/// A line, which our script has cut already.
+const LINE_BYTES: usize = 4_000;
 /// Closed shadow roots that are opened in one snapshot.
 const CLOSED_ROOTS: usize = 16;
 /// Lines of two snapshots that are compared one by one.
@@ -149,7 +151,7 @@ impl Page<'_> {
             .flatten()
             .map(|line| Line {
                 depth: usize::try_from(line["d"].as_u64().unwrap_or(0)).unwrap_or(0).min(64),
-                text: line["t"].as_str().unwrap_or_default().to_owned(),
+                text: cortex_wire::text::clean(line["t"].as_str().unwrap_or_default(), LINE_BYTES),
                 frame: line["f"].as_u64().unwrap_or(0),
             })
             .collect();

@@ -13,6 +13,12 @@ const REMEMBERED: usize = 500;
 const UNDER_WAY: usize = 2_000;
 /// Frames that are followed.
 const FRAMES: usize = 1_000;
+/// Frames and workers that are watched. Others run unseen; the network refuses them what it refuses all.
+const SESSIONS: usize = 1_000;
+/// Downloads of one browser: a page that saves small files for ever fills no workspace.
+const DOWNLOADS: u64 = 1_000;
+/// What a page drags, as long as somebody drags it.
+const DRAG_BYTES: usize = 1024 * 1024;
 /// An address, as it is remembered.
 const URL_BYTES: usize = 2_048;
 /// A console message, as it is remembered.
@@ -124,7 +130,7 @@ pub struct Download {
     pub url: String,
     /// What the server calls it, cleaned.
     pub name: String,
-    /// "in_progress", "saving", "saved", "canceled", "failed", "too_large".
+    /// "in_progress", "complete", "saving", "saved", "canceled", "failed", "too_large".
     pub state: &'static str,
     /// So far.
     pub bytes: u64,
@@ -144,7 +150,7 @@ pub struct Download {
 impl Download {
     /// Whether nothing more will happen to it.
     pub fn is_over(&self) -> bool {
-        !matches!(self.state, "in_progress" | "saving")
+        !matches!(self.state, "in_progress" | "complete" | "saving")
     }
 
     /// As it is told.
@@ -157,6 +163,17 @@ impl Download {
         }
         out
     }
+}
+
+/// What is to be done about a download.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// It goes on, or is over.
+    Nothing,
+    /// It ends here, for this reason.
+    Cancel(&'static str),
+    /// It is complete, and goes into the workspace under this name.
+    Save(String),
 }
 
 /// A request under way.
@@ -211,6 +228,9 @@ pub struct State {
     next: u64,
     generations: u64,
     last_tab: u32,
+    /// Downloads that have begun, and the bytes of those that are over.
+    downloads_begun: u64,
+    downloaded_bytes: u64,
 }
 
 fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
@@ -229,6 +249,9 @@ impl State {
 
     /// A session of the protocol has begun. Returns the tab it belongs to; `None`: one too many.
     pub fn attached(&mut self, parent: &str, session: &str, kind: &str, target: &str) -> Option<u32> {
+        if self.sessions.len() >= SESSIONS {
+            return None;
+        }
         let tab = if kind == "page" {
             if self.tabs.len() >= TABS {
                 return None;
@@ -342,7 +365,7 @@ impl State {
             }
             Some(("Input", "dragIntercepted")) => {
                 if let Some(tab) = self.tabs.get_mut(&tab) {
-                    tab.drag = Some(params["data"].clone());
+                    tab.drag = Some(params["data"].clone()).filter(|data| data.to_string().len() <= DRAG_BYTES);
                 }
                 None
             }
@@ -618,6 +641,7 @@ impl State {
         let guid = text(params, "/guid");
         match event {
             "downloadWillBegin" => {
+                self.downloads_begun += 1;
                 let order = self.number();
                 let download = Download {
                     url: short(text(params, "/url"), URL_BYTES),
@@ -649,7 +673,7 @@ impl State {
                 let download = self.downloads.get_mut(guid).filter(|download| !download.is_over())?;
                 download.bytes = params["receivedBytes"].as_f64().unwrap_or(0.0) as u64;
                 match text(params, "/state") {
-                    "completed" => download.state = "saving",
+                    "completed" if download.state == "in_progress" => download.state = "complete",
                     "canceled" => download.state = "canceled",
                     _ => return None,
                 }
@@ -658,6 +682,27 @@ impl State {
             }
             _ => None,
         }
+    }
+
+    /// What is to be done about a download now; `quota`: the bytes of all of them.
+    pub fn next_of(&mut self, guid: &str, quota: u64) -> Next {
+        let is_coming = |download: &&Download| matches!(download.state, "in_progress" | "complete");
+        let live: u64 = self.downloads.values().filter(is_coming).map(|download| download.bytes).sum();
+        let all = self.downloaded_bytes.saturating_add(live);
+        let (begun, already) = (self.downloads_begun, self.downloaded_bytes);
+        let Some(download) = self.downloads.get_mut(guid).filter(|download| !download.is_over()) else { return Next::Nothing };
+        if begun > DOWNLOADS {
+            return Next::Cancel("a thousand files were downloaded by this browser, which is all that it may");
+        }
+        if all > quota {
+            return Next::Cancel("it is larger than what this browser may still download (browser.download_mib in peer.yaml)");
+        }
+        if download.state != "complete" {
+            return Next::Nothing;
+        }
+        download.state = "saving";
+        self.downloaded_bytes = already.saturating_add(download.bytes);
+        Next::Save(download.name.clone())
     }
 
     /// Downloads in the order in which they began.
@@ -799,6 +844,31 @@ mod tests {
     }
 
     #[test]
+    fn downloads_count_together_and_each_is_saved_once() {
+        let mut state = state();
+        let begin = |state: &mut State, guid: &str| {
+            state.apply("", "Browser.downloadWillBegin", &json!({"guid": guid, "suggestedFilename": "a"}));
+        };
+        let progress = |state: &mut State, guid: &str, bytes: u64, how: &str| {
+            state.apply("", "Browser.downloadProgress", &json!({"guid": guid, "receivedBytes": bytes, "state": how}));
+            state.next_of(guid, 100)
+        };
+        begin(&mut state, "1");
+        assert_eq!(progress(&mut state, "1", 60, "inProgress"), Next::Nothing);
+        assert_eq!(progress(&mut state, "1", 60, "completed"), Next::Save("a".into()));
+        assert_eq!(progress(&mut state, "1", 60, "completed"), Next::Nothing, "told twice, saved once");
+        begin(&mut state, "2");
+        assert_eq!(progress(&mut state, "2", 40, "inProgress"), Next::Nothing);
+        assert!(matches!(progress(&mut state, "2", 41, "inProgress"), Next::Cancel(_)));
+        begin(&mut state, "3");
+        assert_eq!(progress(&mut state, "?", 1, "completed"), Next::Nothing);
+        for n in 0..DOWNLOADS {
+            begin(&mut state, &format!("n{n}"));
+        }
+        assert!(matches!(state.next_of("n999", 100), Next::Cancel(_)), "small files count, too");
+    }
+
+    #[test]
     fn nothing_that_a_page_repeats_for_ever_grows_for_ever() {
         let mut state = state();
         for n in 0..3_000 {
@@ -810,7 +880,10 @@ mod tests {
             state.apply("", "Browser.downloadProgress", &json!({"guid": n.to_string(), "state": "canceled"}));
             state.apply("S1", "Page.javascriptDialogOpening", &json!({"type": "alert"}));
             state.attached("", &format!("P{n}"), "page", &format!("T{n}"));
+            state.attached("S1", &format!("W{n}"), "worker", &format!("V{n}"));
+            state.apply("S1", "Input.dragIntercepted", &json!({"data": "x".repeat(2 * DRAG_BYTES)}));
         }
+        assert!(state.sessions.len() <= SESSIONS && state.tabs[&1].drag.is_none());
         assert!(state.console.len() <= REMEMBERED && state.frames.len() <= FRAMES && state.under_way.len() <= UNDER_WAY);
         assert!(state.downloads.len() <= REMEMBERED && state.tabs.len() <= TABS && state.dialogs.len() <= 20);
     }

@@ -22,8 +22,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// A message of the browser. The largest legitimate one is a page as a picture.
-const MESSAGE_BYTES: usize = 256 * 1024 * 1024;
+/// A message of the browser. The largest that is needed is a page as a picture; a page can make larger ones, which are skipped.
+const MESSAGE_BYTES: usize = 64 * 1024 * 1024;
 /// What the pipe from the browser holds: pictures come in few reads.
 const PIPE_BYTES: usize = 1024 * 1024;
 /// A buffer above this is given back after a large message.
@@ -113,21 +113,28 @@ impl Cdp {
     async fn read(&self, mut from: pipe::Receiver, mut on_event: OnEvent) -> io::Result<()> {
         let mut buffer: Vec<u8> = Vec::with_capacity(64 * 1024);
         let mut searched = 0;
+        let mut skipping = false;
         loop {
             if from.read_buf(&mut buffer).await? == 0 {
                 return Ok(());
             }
             let mut start = 0;
             while let Some(end) = buffer[searched..].iter().position(|byte| *byte == 0).map(|at| searched + at) {
-                self.take(&buffer[start..end], &mut on_event);
+                if !std::mem::take(&mut skipping) {
+                    self.take(&buffer[start..end], &mut on_event);
+                }
                 start = end + 1;
                 searched = start;
             }
             buffer.drain(..start);
-            searched = buffer.len();
             if buffer.len() > MESSAGE_BYTES {
-                return Err(io::Error::other("a message of the browser is too large"));
+                self.refuse(&buffer);
+                skipping = true;
             }
+            if skipping {
+                buffer.clear();
+            }
+            searched = buffer.len();
             if buffer.is_empty() && buffer.capacity() > KEPT_BYTES {
                 buffer.shrink_to(64 * 1024);
             }
@@ -145,6 +152,16 @@ impl Cdp {
             }
         } else if let Some(method) = message.method {
             on_event(&message.session, &method, message.params);
+        }
+    }
+
+    /// Whoever waits for a message that is too large hears so: an answer begins with its number.
+    fn refuse(&self, message: &[u8]) {
+        let number = message.strip_prefix(b"{\"id\":").unwrap_or_default();
+        let digits: String = number.iter().map_while(|byte| byte.is_ascii_digit().then_some(char::from(*byte))).take(20).collect();
+        let waiting = digits.parse().ok().and_then(|id: u64| self.waiting().remove(&id));
+        if let Some(waiting) = waiting {
+            let _ = waiting.send(Err(CdpError::Refused("the browser's answer is larger than 64 MiB; ask for less".into())));
         }
     }
 
@@ -236,7 +253,21 @@ mod tests {
         assert_eq!(events.recv().await.unwrap(), r#" E.e {"n":1}"#);
         their_out.write_all(b"lt\":{\"ok\":true}}\0").unwrap();
         assert_eq!(first.await, Ok(json!({"ok": true})));
+        // Too large for us: whoever waits hears so, and what comes behind it is read.
+        let large = cdp.send("", "L.l", json!({}));
+        let piece = vec![b'x'; 1024 * 1024];
+        let mut their_out = tokio::task::spawn_blocking(move || {
+            their_out.write_all(b"{\"id\":3,\"result\":\"").unwrap();
+            (0..65).for_each(|_| their_out.write_all(&piece).unwrap());
+            their_out.write_all(b"\"}\0{\"method\":\"F.f\"}\0").unwrap();
+            their_out
+        })
+        .await
+        .unwrap();
+        assert!(matches!(large.await, Err(CdpError::Refused(reason)) if reason.contains("64 MiB")));
+        assert_eq!(events.recv().await.unwrap(), " F.f null");
         let third = cdp.send("", "C.c", json!({}));
+        their_out.write_all(b"{}\0").unwrap();
         drop(their_out);
         assert_eq!(third.await, Err(CdpError::Gone));
         assert_eq!(cdp.send("", "D.d", json!({})).await, Err(CdpError::Gone));

@@ -18,7 +18,7 @@ use cortex_wire::{
 
 use super::{Admitted, Beside, Inner, cancelled_while_away, record::Task, unknown_to_the_hub};
 use crate::{
-    browser::Browsers,
+    browser,
     journal::Started,
     log::{Ending, Starting},
     process::Status,
@@ -30,13 +30,11 @@ use crate::{
     },
 };
 
-/// The level of a browser that is behind Chromium's own walls.
-const CHROMIUMS_OWN: &str = "chromium";
-
 /// What a task does, prepared.
 enum Prepared {
     Shell(Box<PreparedShell>),
-    Browser(Box<Order>),
+    /// And how pages will be confined.
+    Browser(Box<Order>, &'static str),
 }
 
 struct PreparedShell {
@@ -89,15 +87,14 @@ impl Inner {
             }
             Some(Kind::Browser(task)) => {
                 let order = Order::parse(&task.order).map_err(|_| Rejection::Malformed("browser action"))?;
-                let off = || "browser actions are switched off on this node (browser.enabled in peer.yaml)".to_owned();
-                let browsers = self.browsers.as_ref().ok_or_else(off).map_err(cannot_start)?;
-                browsers.find().map_err(cannot_start)?;
+                let browsers = self.browsers.as_ref().ok_or_else(|| cannot_start(browser::OFF.to_owned()))?;
+                let level = browsers.settled_level(*session).await.map_err(cannot_start)?;
                 // Chromium brings its own walls.
-                if strict && browsers.level() != CHROMIUMS_OWN {
+                if strict && level != browser::LEVEL {
                     let why = "Chromium's own sandbox is off, because the peer runs as root or in a container";
                     return Err(Rejection::SandboxUnavailable(why.into()));
                 }
-                Ok(Prepared::Browser(Box::new(order)))
+                Ok(Prepared::Browser(Box::new(order), level))
             }
             None => Err(Rejection::Malformed("kind")),
         }
@@ -116,7 +113,7 @@ impl Inner {
         let sandbox_level = match &prepared {
             Prepared::Shell(shell) if shell.launch.is_some() => sandbox::STRICT,
             Prepared::Shell(_) => sandbox::PERMISSIVE,
-            Prepared::Browser(_) => self.browsers.as_ref().map_or(sandbox::PERMISSIVE, Browsers::level),
+            Prepared::Browser(_, level) => level,
         };
         let started = Started {
             task_id: request.task_id.clone(),
@@ -164,7 +161,7 @@ impl Inner {
     /// Starts what was prepared, and waits for its walls if it is to have any.
     async fn begin(&self, prepared: Prepared, id: &TaskId) -> Result<Work, Rejection> {
         let mut shell = match prepared {
-            Prepared::Browser(order) => return Ok(Work::Browser(order)),
+            Prepared::Browser(order, _) => return Ok(Work::Browser(order)),
             Prepared::Shell(shell) => shell,
         };
         let failed = |command: &Command, error| cannot_start(command::explain(command, &error));
@@ -241,7 +238,7 @@ impl Inner {
                 task.shell_session.clone_from(&shell.shell_session);
                 task
             }
-            Prepared::Browser(_) => task(false),
+            Prepared::Browser(..) => task(false),
         })
     }
 

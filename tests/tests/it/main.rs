@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`main_job`] | a machine joins and runs commands in a session |
 //! | [`shell`] | what a command is given, and how it ends |
+//! | [`browser`] | pages that a session looks at, and what becomes of them |
 //! | [`terminal`] | interactive terminals |
 //! | [`shell_session`] | what one command leaves to the next |
 //! | [`secret`] | values that tasks use and nobody reads |
@@ -29,6 +30,7 @@
 //! | [`install`] | from the download page to a node |
 
 mod blind;
+mod browser;
 mod chunk;
 mod crash;
 mod decoders;

@@ -35,7 +35,9 @@ impl Away {
         let relay = Relay::start_at(lab.relay(), RELAY, &[&root.public().to_string()]).await?;
         let hub = Hub::start_with(HubOptions { place: lab.hub(), ..HubOptions::behind(&relay, &root) }).await?;
         change(&lab)?;
-        let peer = hub.enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), settings: settings.into() }).await?;
+        let peer = hub
+            .enrol_with(PeerOptions { place: lab.peer(), name: "behind-nat".into(), settings: settings.into(), ..Default::default() })
+            .await?;
         let session = hub.session(&[&peer.node]).await?.id;
         Ok(Self { hub, peer, session, relay, lab })
     }

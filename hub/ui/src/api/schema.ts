@@ -1719,6 +1719,11 @@ export interface components {
              */
             browser: string | null;
             /**
+             * @description How pages are confined in it: "chromium" (by its own sandbox) or "chromium_no_sandbox"; null: it was not started yet.
+             * @default null
+             */
+            browser_sandbox: string | null;
+            /**
              * @description It is in one.
              * @default false
              */

@@ -17,6 +17,8 @@ use crate::browser::{
 
 /// A picture of a page that is longer is cut.
 const HIGHEST: f64 = 16_000.0;
+/// And one that is wider.
+const WIDEST: f64 = 4_000.0;
 /// A value of a script.
 const VALUE_BYTES: usize = 256 * 1024;
 /// Elements that a search tells.
@@ -201,12 +203,12 @@ impl Turn<'_> {
             let (frame, _, rect) = page.find(target, "(a) => cortex.rect(a.target, a.gen)", json!({})).await?;
             let (dx, dy) = page.offset(&frame).await?;
             let side = |key: &str| rect[key].as_f64().unwrap_or_default();
-            params["clip"] = json!({ "x": side("x") + dx, "y": side("y") + dy, "width": side("width").max(1.0), "height": side("height").clamp(1.0, HIGHEST), "scale": 1 });
+            params["clip"] = json!({ "x": side("x") + dx, "y": side("y") + dy, "width": side("width").clamp(1.0, WIDEST), "height": side("height").clamp(1.0, HIGHEST), "scale": 1 });
             params["captureBeyondViewport"] = true.into();
         } else if full {
             let size = page.ask("Page.getLayoutMetrics", json!({})).await?;
             let side = |key: &str| size["cssContentSize"][key].as_f64().unwrap_or(800.0);
-            params["clip"] = json!({ "x": 0, "y": 0, "width": side("width").clamp(1.0, HIGHEST), "height": side("height").clamp(1.0, HIGHEST), "scale": 1 });
+            params["clip"] = json!({ "x": 0, "y": 0, "width": side("width").clamp(1.0, WIDEST), "height": side("height").clamp(1.0, HIGHEST), "scale": 1 });
             params["captureBeyondViewport"] = true.into();
         }
         let main = if annotated { Some(page.main().await?) } else { None };

@@ -1,5 +1,6 @@
 //! The browser skill with a real Chromium, against a hub that is played by the test and pages that the test serves.
 
+mod hostile;
 mod site;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -29,6 +30,7 @@ fn options(folder: &Path, allow: &[&str]) -> BrowserOptions {
         allowed: Arc::new(Allowed(allow.iter().map(|network| network.parse().unwrap()).collect())),
         headless: true,
         idle: Duration::from_secs(600),
+        download_bytes: 1 << 30,
     }
 }
 
@@ -450,7 +452,8 @@ async fn a_browser_that_dies_is_reported_and_the_next_action_has_a_new_one() {
     let over = talk.finish().await;
     let answer: Value = serde_json::from_slice(&over.stdout).unwrap();
     assert_eq!(answer["code"], "browser_crashed", "{answer:#}");
-    assert_eq!(over.response.sandbox_level, bench.tasks.browsers().unwrap().level());
+    assert_eq!(Some(over.response.sandbox_level.as_str()), *bench.tasks.browsers().unwrap().level().borrow());
+    assert_eq!(bench.open("second").await["sandbox"], over.response.sandbox_level);
     assert_eq!(bench.open("second").await["title"], "second");
     bench.act(json!("close")).await;
     assert_eq!(bench.open("second").await["tab"], "t1", "a new browser with a new profile");

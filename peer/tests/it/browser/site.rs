@@ -203,6 +203,21 @@ fn page(path: &str, address: SocketAddr) -> (&'static str, String, String) {
         "media" => ok(
             "<p id=o></p><script>o.textContent=[innerWidth,matchMedia('(prefers-color-scheme: dark)').matches,navigator.language,Intl.DateTimeFormat().resolvedOptions().timeZone,navigator.userAgent].join(' ')</script>",
         ),
+        "clobber" => ok(CLOBBER),
+        "deep" => ok(
+            "<button>Shallow</button><script>let e=document.body;for(let i=0;i<4000;i++)e=e.appendChild(document.createElement('b'));e.textContent='abyss'</script>",
+        ),
+        "alerts" => ok("<button onclick='while(true)alert(1)'>nag</button>"),
+        "restless" => ok("<p>again</p><script>setTimeout(()=>location.reload(),5)</script>"),
+        "crowd" => ok("<button onclick=\"for(let i=0;i<40;i++)window.open('second?'+i)\">open many</button>"),
+        "big" => (
+            "200 OK",
+            "Content-Type: application/octet-stream\r\nContent-Disposition: attachment; filename=big\r\n".into(),
+            "x".repeat(query.parse().unwrap_or(0)),
+        ),
+        "names" => ok(
+            "<a id=a>save</a><script>function save(name){a.href=URL.createObjectURL(new Blob(['evil bytes']));a.download=name;a.click()}</script>",
+        ),
         "never" | "ws" => ok(""),
         _ => ("404 Not Found", String::new(), "<h1>nothing here</h1>".into()),
     }
@@ -222,6 +237,13 @@ const FORM: &str = "<h1>Form</h1><nav><a href=second>Second</a></nav>\
 <button id=hov onmouseover=\"this.textContent='pointed at'\">point</button>\
 <input id=keys aria-label=Keys onkeydown=\"document.title='key '+event.key+(event.ctrlKey?' ctrl':'')\">\
 <p id=out role=status></p><div style='height:3000px'></div><button id=far onclick=\"document.title='far clicked'\">Far away</button>";
+
+/// Names that hide what forms and documents have themselves.
+const CLOBBER: &str = "<form name=body aria-label=Trap><input name=getAttribute aria-label=First><input name=tagName><input name=nodeType>\
+<input name=checkVisibility><input name=firstChild><input name=nextSibling><input name=childNodes><input name=parentElement><input name=parentNode>\
+<input name=shadowRoot><input name=inert><input name=querySelector><input name=hasAttribute><input name=isConnected><input name=labels><input name=disabled>\
+<button type=button id=go onclick=\"window.went='yes'\">Go on</button></form>\
+<img name=querySelectorAll><img name=elementFromPoint><img name=createTreeWalker><form name=activeElement></form><form name=documentElement></form><img name=parentNode>";
 
 const SPA: &str = "<div id=app></div><script>function view(){let p=location.hash.slice(1)||'home';document.getElementById('app').innerHTML=`<h1>${p}</h1><a href='#about'>About</a><button onclick='setTimeout(()=>later.textContent=\"arrived late\",300)'>Later</button><p id=later></p>`}\
 addEventListener('hashchange',view);view()</script>";
