@@ -12,6 +12,7 @@ mod reconnect;
 mod relay;
 mod sandbox;
 mod start;
+mod ui;
 
 use std::{
     path::{Path, PathBuf},
@@ -51,6 +52,7 @@ pub const BENCHES: &[Bench] = &[
     relay::BENCH,
     reconnect::BENCH,
     sandbox::BENCH,
+    ui::BENCH,
     browser::BENCH,
 ];
 

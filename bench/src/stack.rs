@@ -38,8 +38,10 @@ pub struct Hub {
     pub process: Process,
     /// From the start of the process to its first good answer to `/readyz`.
     pub ready_after: Duration,
-    address: SocketAddr,
-    headers: Vec<String>,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Those of its administrator.
+    pub headers: Vec<String>,
 }
 
 /// A peer that has joined.
@@ -204,10 +206,15 @@ fn is_ready(address: SocketAddr) -> Option<()> {
     client.receive().ok().filter(|(head, _)| head.status == 200).map(drop)
 }
 
+/// The administrator's login name.
+pub const BENCH_NAME: &str = "bench";
+/// Their password.
+pub const BENCH_PASSWORD: &str = "only for this benchmark";
+
 /// Makes the administrator, and answers a token of theirs.
 fn make_administrator(address: SocketAddr, setup: &str) -> anyhow::Result<String> {
     let mut visitor = Client::connect(address, &[])?;
-    let body = json!({"token": setup, "name": "bench", "password": "only for this benchmark"});
+    let body = json!({"token": setup, "name": BENCH_NAME, "password": BENCH_PASSWORD});
     visitor.send("POST", "/api/setup", Some(&body.to_string()))?;
     let (head, answer) = visitor.receive()?;
     ensure!(head.status == 200, "the set-up was refused: {}", String::from_utf8_lossy(&answer));

@@ -22,7 +22,7 @@ pub mod credential;
 mod password;
 mod secret;
 
-pub use credential::{Login, Logins, NewToken};
+pub use credential::{Login, Logins, NewToken, OpenLogin};
 
 /// On whose behalf an operation is done.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,7 +4,12 @@
 //! thousandth row is a checkpoint that the audit key signs. Whoever changes, removes or inserts a row has to change all behind it, and
 //! cannot sign the next checkpoint. No secret stands in a row: of commands and messages there is a hash.
 
-use cortex_wire::key::{Domain, PublicKey};
+use std::ops::ControlFlow;
+
+use cortex_wire::{
+    id::NodeId,
+    key::{Domain, PublicKey},
+};
 use data_encoding::BASE64;
 
 use crate::{
@@ -12,12 +17,19 @@ use crate::{
     failure::Refused,
     hub::Hub,
     keys::HubKeys,
-    record::{AuditRow, Digest, Scope, tables::AUDIT},
+    node::{self, NodeAccess},
+    record::{
+        AuditRow, Digest, Scope,
+        tables::{AUDIT, NODES},
+    },
     store::{Order, ReadTx, Span, StoreError, WriteTx},
 };
 
 /// Rows from one signed checkpoint to the next: a signature costs more than a row.
 const CHECKPOINT: u64 = 1000;
+
+/// Rows that are looked at for one page of what was done to a node. Beyond them the page ends, and the next one goes on there.
+const LOOKED_AT: usize = 20_000;
 
 /// What was done by whom.
 pub(crate) struct Act<'a> {
@@ -79,12 +91,12 @@ pub(crate) fn verify(tx: &dyn ReadTx, key: &PublicKey) -> Result<AuditVerdict, S
         let expected = verdict.rows + 1;
         if let Err(why) = check(&row, expected, before, key) {
             verdict.broken = Some((expected, why.to_owned()));
-            return Ok(std::ops::ControlFlow::Break(()));
+            return Ok(ControlFlow::Break(()));
         }
         verdict.rows += 1;
         verdict.checkpoints += u64::from(row.signature.is_some());
         before = row.hash;
-        Ok(std::ops::ControlFlow::Continue(()))
+        Ok(ControlFlow::Continue(()))
     })?;
     Ok(verdict)
 }
@@ -107,6 +119,16 @@ fn check(row: &AuditRow, expected: u64, before: Digest, key: &PublicKey) -> Resu
     }
 }
 
+fn may_read(tx: &dyn ReadTx, actor: &Actor, id: NodeId) -> Result<(), Refused> {
+    match node::find(tx, actor, id) {
+        Ok((_, NodeAccess::Owner)) => Ok(()),
+        Ok(_) if actor.may(Scope::Admin) => Ok(()),
+        Ok(_) => Err(Refused::Forbidden("only the node's owner or an administrator may read what was done to it")),
+        Err(Refused::NotFound(_)) if actor.may(Scope::Admin) => NODES.get(tx, &id)?.map(drop).ok_or(Refused::NotFound("node")),
+        Err(error) => Err(error),
+    }
+}
+
 impl Hub {
     /// Rows behind `after`, oldest first, at most `limit`. For administrators.
     ///
@@ -115,6 +137,41 @@ impl Hub {
     pub async fn audit_rows(&self, actor: &Actor, after: u64, limit: usize) -> Result<Vec<AuditRow>, Refused> {
         actor.must(Scope::Admin)?;
         self.db.read(move |tx| Ok(AUDIT.list(tx, &Span::all().after(after), Order::Ascending, limit)?)).await
+    }
+
+    /// What was done to a node and by it, newest first: at most `limit` rows before `before`, and where the next ones begin. For its owner and administrators.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn audit_of_node(
+        &self,
+        actor: &Actor,
+        id: NodeId,
+        before: Option<u64>,
+        limit: usize,
+    ) -> Result<(Vec<AuditRow>, Option<u64>), Refused> {
+        let actor = actor.clone();
+        self.db
+            .read(move |tx| {
+                may_read(tx, &actor, id)?;
+                let name = format!("node:{id}");
+                let (mut rows, mut next, mut looked_at) = (Vec::new(), None, 0);
+                let span = before.map_or_else(Span::all, |before| Span::all().before(before));
+                AUDIT.visit(tx, &span, Order::Descending, |_, row| {
+                    looked_at += 1;
+                    let seq = row.seq;
+                    if row.object == name || row.actor == name {
+                        rows.push(row);
+                    }
+                    if rows.len() < limit && looked_at < LOOKED_AT {
+                        return Ok(ControlFlow::Continue(()));
+                    }
+                    next = (seq > 1).then_some(seq);
+                    Ok(ControlFlow::Break(()))
+                })?;
+                Ok((rows, next))
+            })
+            .await
     }
 
     /// Walks the whole chain. For administrators.

@@ -138,7 +138,7 @@ impl Hub {
                 Ok::<_, StoreError>(Some(seq))
             })
             .await?;
-        // Whoever is told looks at once: what is told is there.
+        // Only now: who is told looks at once, and would find nothing before.
         if let Some(seq) = stored {
             self.browser_news.tell(session, seq);
         }

@@ -30,6 +30,10 @@ pub trait Failure: std::error::Error {
     fn code(&self) -> &'static str;
     /// For the status.
     fn kind(&self) -> Kind;
+    /// The part of the request's body that is wrong, as a JSON pointer such as `/ask/0`.
+    fn pointer(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// What any operation on behalf of somebody can meet.

@@ -183,6 +183,7 @@ impl Network {
         for relay in hub.added_relays().await? {
             network.clone().link_to(relay, false);
         }
+        tokio::spawn(relays::show(network.clone()));
         let acceptor = network.clone();
         parts.spawn("node connections", async move {
             acceptor.accept().await;

@@ -47,6 +47,14 @@ pub enum PolicyError {
         /// What the request expected.
         expected: u64,
     },
+    /// A part of it cannot be right.
+    #[error("{reason}")]
+    Malformed {
+        /// Which, as a JSON pointer.
+        pointer: String,
+        /// Why.
+        reason: String,
+    },
     /// Anything else.
     #[error(transparent)]
     Refused(#[from] Refused),
@@ -62,6 +70,7 @@ impl Failure for PolicyError {
     fn code(&self) -> &'static str {
         match self {
             Self::Changed { .. } => "policy_changed",
+            Self::Malformed { .. } => "invalid",
             Self::Refused(refused) => refused.code(),
         }
     }
@@ -69,7 +78,15 @@ impl Failure for PolicyError {
     fn kind(&self) -> Kind {
         match self {
             Self::Changed { .. } => Kind::Conflict,
+            Self::Malformed { .. } => Kind::Invalid,
             Self::Refused(refused) => refused.kind(),
+        }
+    }
+
+    fn pointer(&self) -> Option<&str> {
+        match self {
+            Self::Malformed { pointer, .. } => Some(pointer),
+            Self::Changed { .. } | Self::Refused(_) => None,
         }
     }
 }
@@ -118,35 +135,39 @@ pub(crate) fn governed_by(tx: &dyn ReadTx, actor: &Actor, id: NodeId) -> Result<
     Ok(node)
 }
 
-fn check(policy: &SandboxPolicy) -> Result<(), Refused> {
-    let lists = [&policy.allow, &policy.ask, &policy.deny];
-    if lists.iter().any(|list| list.len() > limits::POLICY_RULES) {
-        return Err(Refused::Invalid(format!("a policy has at most {} rules in each list", limits::POLICY_RULES)));
+fn check(policy: &SandboxPolicy) -> Result<(), PolicyError> {
+    let malformed = |pointer: String, reason: String| Err(PolicyError::Malformed { pointer, reason });
+    for (list, rules) in [("allow", &policy.allow), ("ask", &policy.ask), ("deny", &policy.deny)] {
+        if rules.len() > limits::POLICY_RULES {
+            return malformed(format!("/{list}"), format!("a policy has at most {} rules in each list", limits::POLICY_RULES));
+        }
+        for (at, rule) in rules.iter().enumerate() {
+            check_rule(rule).or_else(|reason| malformed(format!("/{list}/{at}"), reason))?;
+        }
     }
-    lists.into_iter().flatten().try_for_each(check_rule)?;
     if !(1..=SLOTS).contains(&policy.task_slots) {
-        return Err(Refused::Invalid(format!("a node has 1 to {SLOTS} task slots")));
+        return malformed("/task_slots".into(), format!("a node has 1 to {SLOTS} task slots"));
     }
     if schema::SandboxPolicy::from(policy).encoded_len() > limits::POLICY_BYTES {
-        return Err(Refused::Invalid(format!("a policy has at most {} bytes; use fewer or shorter rules", limits::POLICY_BYTES)));
+        return malformed(String::new(), format!("a policy has at most {} bytes; use fewer or shorter rules", limits::POLICY_BYTES));
     }
     Ok(())
 }
 
-fn check_rule(rule: &CommandRule) -> Result<(), Refused> {
+fn check_rule(rule: &CommandRule) -> Result<(), String> {
     let words: usize = rule.prefix.iter().map(String::len).sum();
     if rule.prefix.is_empty() || rule.prefix.iter().any(String::is_empty) || words + rule.reason.len() > 4 * limits::TEXT_BYTES {
-        return Err(Refused::Invalid("a rule needs at least one word, none of them empty, and at most 2 KiB".into()));
+        return Err("a rule needs at least one word, none of them empty, and at most 2 KiB".into());
     }
     let examples = || rule.matching.iter().chain(&rule.not_matching);
     if examples().count() > EXAMPLES || examples().any(|example| example.len() > limits::TEXT_BYTES) {
-        return Err(Refused::Invalid(format!(
+        return Err(format!(
             "the rule `{}` has more than {EXAMPLES} examples, or one of more than {} bytes",
             clean(&rule.prefix.join(" "), limits::NAME_BYTES),
             limits::TEXT_BYTES
-        )));
+        ));
     }
-    policy::check_examples(&rule.prefix, &rule.matching, &rule.not_matching).map_err(|error| Refused::Invalid(error.to_string()))
+    policy::check_examples(&rule.prefix, &rule.matching, &rule.not_matching).map_err(|error| error.to_string())
 }
 
 /// What changed between two policies.

@@ -2,12 +2,16 @@
 
 use cortex_wire::{id::RelayId, invite::RelayEndpoint, limits, text::clean};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 use crate::{
     account::Actor,
     failure::{Failure, Kind, Refused},
     hub::{Hub, RelayStatus},
-    record::{Scope, tables::RELAYS},
+    record::{
+        Scope, User,
+        tables::{RELAYS, USERS},
+    },
     store::{Order, Span, StoreError},
 };
 
@@ -89,6 +93,21 @@ impl Hub {
     /// All relays of this hub as they are now, most wanted first.
     pub fn relays(&self) -> Vec<RelayStatus> {
         self.mesh().map(|mesh| mesh.relays()).unwrap_or_default()
+    }
+
+    /// Tells everybody who follows the hub's events that something about its relays is different; they look for themselves.
+    pub(crate) async fn show_relays(&self) {
+        if !self.feeds.has_followers() {
+            return;
+        }
+        match self.db.read(|tx| USERS.list(tx, &Span::all(), Order::Ascending, usize::MAX)).await {
+            Ok(users) => {
+                let users: Vec<User> = users;
+                let users = users.into_iter().filter(|user| !user.disabled).map(|user| user.id).collect();
+                self.feeds.tell_live(users, self.now_ms(), "relay", json!({}));
+            }
+            Err::<_, StoreError>(error) => tracing::warn!(%error, "could not show a change of the relays"),
+        }
     }
 
     /// Adds a relay: the hub links to it, and its nodes hear of it. For administrators.

@@ -140,6 +140,11 @@ impl Drop for Seat {
 }
 
 impl Seat {
+    /// The size that was asked for last, if anybody has since somebody sat down here.
+    pub fn size(&self) -> Option<schema::Terminal> {
+        lock(&self.desk.state).size
+    }
+
     /// The terminal takes this size.
     pub fn resize(&self, size: schema::Terminal) {
         lock(&self.desk.state).size = Some(size);

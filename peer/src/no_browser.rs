@@ -1,5 +1,7 @@
 //! What stands in for the browser skill in a build without it: settings are read, and there are no browsers.
 
+#![expect(clippy::unused_async, reason = "these are the functions of a peer with browsers")]
+
 use std::{path::PathBuf, sync::Arc};
 
 use cortex_wire::{

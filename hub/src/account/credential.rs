@@ -13,6 +13,7 @@ use std::{
 };
 
 use cortex_wire::{id::UserId, limits, text::clean};
+use data_encoding::HEXLOWER;
 use subtle::ConstantTimeEq as _;
 
 use super::{AccountError, Actor, password::Passwords, secret};
@@ -47,6 +48,17 @@ pub struct Login {
     pub user: User,
     /// Not good after this, however busy.
     pub expires_at_ms: i64,
+}
+
+/// A browser in which an account is logged in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenLogin {
+    /// Names it among the account's logins; not a secret.
+    pub id: String,
+    /// Since when, and what the browser calls itself.
+    pub login: LoginSession,
+    /// It is the one that asks.
+    pub current: bool,
 }
 
 /// A token to be made.
@@ -136,21 +148,32 @@ pub(super) fn begin_login(tx: &mut dyn WriteTx, user: UserId, agent: &str, now_m
 
 /// Ends the login sessions of a user, but for one.
 pub(super) fn end_logins(tx: &mut dyn WriteTx, user: UserId, except: Option<Digest>) -> Result<(), StoreError> {
-    remove_logins(tx, |hash, login| login.user == user && Some(hash) != except)
+    remove_logins(tx, |hash, login| login.user == user && Some(hash) != except).map(drop)
 }
 
 /// Ends login sessions whose time is over.
 pub(crate) fn sweep(tx: &mut dyn WriteTx, now_ms: i64) -> Result<(), StoreError> {
-    remove_logins(tx, |_, login| now_ms - login.last_used_at_ms > IDLE_MS || now_ms - login.created_at_ms > ABSOLUTE_MS)
+    remove_logins(tx, |_, login| is_over(login, now_ms)).map(drop)
 }
 
-fn remove_logins(tx: &mut dyn WriteTx, over: impl Fn(Digest, &LoginSession) -> bool) -> Result<(), StoreError> {
+fn is_over(login: &LoginSession, now_ms: i64) -> bool {
+    now_ms - login.last_used_at_ms > IDLE_MS || now_ms - login.created_at_ms > ABSOLUTE_MS
+}
+
+/// Names a login to its owner, by the hash of its cookie.
+fn login_id(hash: &[u8]) -> String {
+    HEXLOWER.encode(&hash[..hash.len().min(8)])
+}
+
+/// How many they were.
+fn remove_logins(tx: &mut dyn WriteTx, over: impl Fn(Digest, &LoginSession) -> bool) -> Result<usize, StoreError> {
     let mut hashes = Vec::new();
     LOGINS.visit(tx, &Span::all(), Order::Ascending, |key, login| {
         hashes.extend(<[u8; 32]>::try_from(key).map(Digest).ok().filter(|hash| over(*hash, &login)));
         Ok(ControlFlow::Continue(()))
     })?;
-    hashes.iter().try_for_each(|hash| LOGINS.delete(tx, hash))
+    hashes.iter().try_for_each(|hash| LOGINS.delete(tx, hash))?;
+    Ok(hashes.len())
 }
 
 fn user_in_force(tx: &dyn ReadTx, id: UserId) -> Result<Option<User>, StoreError> {
@@ -251,6 +274,49 @@ impl Hub {
     pub async fn logout(&self, secret: &str) -> Result<(), StoreError> {
         let hash = secret::hash(secret);
         self.db.write(move |tx| LOGINS.delete(tx, &hash)).await?;
+        self.logins.forget();
+        Ok(())
+    }
+
+    /// The browsers in which the actor is logged in, the one used last first. For people.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn logins(&self, actor: &Actor) -> Result<Vec<OpenLogin>, Refused> {
+        actor.must_be_a_person()?;
+        let (user, own, now_ms) = (actor.user, actor.login, self.now_ms());
+        let mut found = Vec::new();
+        self.db
+            .read(move |tx| {
+                LOGINS.visit(tx, &Span::all(), Order::Ascending, |key, login| {
+                    if login.user == user && !is_over(&login, now_ms) {
+                        found.push(OpenLogin { id: login_id(key), current: own.is_some_and(|own| own.0[..] == *key), login });
+                    }
+                    Ok(ControlFlow::Continue(()))
+                })?;
+                found.sort_by_key(|open: &OpenLogin| std::cmp::Reverse((open.current, open.login.last_used_at_ms)));
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Logs the actor out of another browser. For people.
+    ///
+    /// # Errors
+    /// [`Refused`].
+    pub async fn end_login(&self, actor: &Actor, id: &str) -> Result<(), Refused> {
+        let (actor, id) = (actor.clone(), id.to_owned());
+        self.change(actor.subject(), move |change| {
+            let user = actor.user;
+            if remove_logins(change.tx, |hash, login| login.user == user && login_id(&hash.0) == id)? == 0 {
+                return Err(Refused::NotFound("login"));
+            }
+            // After the look-up: what is not there answers the same to everybody. An error undoes the change.
+            actor.must_be_a_person()?;
+            change.audit("user.logout", &format!("user:{user}"), id.as_bytes())?;
+            Ok(())
+        })
+        .await?;
         self.logins.forget();
         Ok(())
     }

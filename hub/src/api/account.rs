@@ -23,7 +23,7 @@ use super::{
     view::{TokenView, UserView},
 };
 use crate::{
-    account::{Login, NewToken, NewUser, UserUpdate},
+    account::{Login, NewToken, NewUser, OpenLogin, UserUpdate},
     record::{Role, Scope},
 };
 
@@ -35,6 +35,8 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(logout))
         .routes(routes!(me))
         .routes(routes!(change_password))
+        .routes(routes!(list_logins))
+        .routes(routes!(end_login))
         .routes(routes!(list_tokens, create_token))
         .routes(routes!(revoke_token))
         .routes(routes!(list_users, create_user))
@@ -172,6 +174,42 @@ async fn change_password(
     api.limits.logins.take(account.clone(), api.hub.now_ms())?;
     api.hub.change_password(&caller.actor, &body.old, &body.new).await?;
     api.limits.logins.reset(&account);
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// A browser in which the account is logged in.
+#[derive(Serialize, ToSchema)]
+struct LoginView {
+    /// Names it here.
+    id: String,
+    /// When the password was given.
+    created_at_ms: i64,
+    /// Up to a minute behind.
+    last_used_at_ms: i64,
+    /// What the browser calls itself.
+    agent: String,
+    /// It is the one that asks.
+    current: bool,
+}
+
+impl From<OpenLogin> for LoginView {
+    fn from(open: OpenLogin) -> Self {
+        let OpenLogin { id, login, current } = open;
+        Self { id, created_at_ms: login.created_at_ms, last_used_at_ms: login.last_used_at_ms, agent: login.agent, current }
+    }
+}
+
+/// The browsers in which one is logged in: this one first, then the one used last. For people: a token is refused.
+#[utoipa::path(get, path = "/api/me/logins", tag = "account", params(PageQuery), responses((status = 200, body = Page<LoginView>)))]
+async fn list_logins(State(api): State<Arc<Api>>, caller: Caller, Query(page): Query<PageQuery>) -> Answer<Page<LoginView>> {
+    let logins = page.cut(api.hub.logins(&caller.actor).await?, |open| open.id.clone())?;
+    Ok(Json(logins.map(LoginView::from)))
+}
+
+/// Logs out of one of them. For people: a token is refused.
+#[utoipa::path(delete, path = "/api/me/logins/{id}", tag = "account", params(("id" = String, Path)), responses((status = 204)))]
+async fn end_login(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<String>) -> Result<StatusCode, Problem> {
+    api.hub.end_login(&caller.actor, &id).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

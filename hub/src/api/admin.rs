@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use axum::{Json, extract::State, http::StatusCode};
-use cortex_wire::{id::RelayId, invite::RelayEndpoint};
+use cortex_wire::{
+    id::{NodeId, RelayId},
+    invite::RelayEndpoint,
+};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
@@ -24,6 +27,7 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
         .routes(routes!(list_relays, add_relay))
         .routes(routes!(remove_relay))
         .routes(routes!(list_audit))
+        .routes(routes!(audit_of_node))
         .routes(routes!(verify_audit))
 }
 
@@ -117,6 +121,18 @@ async fn list_audit(State(api): State<Arc<Api>>, caller: Caller, Query(page): Qu
     let after = page.cursor()?.unwrap_or(0);
     let rows = api.hub.audit_rows(&caller.actor, after, page.limit() + 1).await?;
     Ok(Json(page.of(rows, |row| row.seq.to_string()).map(AuditView::from)))
+}
+
+/// What was done to a node and by it, newest first. For its owner and administrators. A page may hold fewer rows than wanted, or none, and still have a next one.
+#[utoipa::path(get, path = "/api/nodes/{id}/audit", tag = "nodes", params(("id" = String, Path), PageQuery), responses((status = 200, body = Page<AuditView>)))]
+async fn audit_of_node(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    Path(id): Path<NodeId>,
+    Query(page): Query<PageQuery>,
+) -> Answer<Page<AuditView>> {
+    let (rows, next) = api.hub.audit_of_node(&caller.actor, id, page.cursor()?, page.limit()).await?;
+    Ok(Json(Page { items: rows.into_iter().map(AuditView::from).collect(), next_cursor: next.map(|next| next.to_string()) }))
 }
 
 /// How a walk along the audit chain went.

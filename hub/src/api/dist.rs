@@ -161,7 +161,8 @@ Cortex Mesh peer
 This folder turns one machine into a node of the hub that you got it from.
 
   1. Unpack it where it should stay:   tar xzf cortex-peer-*.tar.gz
-  2. Start it:                         ./cortex-peer run --config peer.yaml
+  2. See whether it is whole:          cd cortex-peer && sha256sum -c SHA256SUMS
+  3. Start it:                         ./cortex-peer run --config peer.yaml
 
 peer.yaml holds an invite. It works once, and the peer erases it from the file when the machine has joined.
 Something wrong?  ./cortex-peer doctor --config peer.yaml  says what, and how to fix it.
@@ -186,6 +187,8 @@ pub fn bundle(program: &Path, yaml: &str) -> io::Result<Vec<u8>> {
     let name = if program.extension().is_some_and(|extension| extension == "exe") { "cortex-peer.exe" } else { "cortex-peer" };
     append(name, 0o755, file.metadata()?.len(), &mut file)?;
     append("peer.yaml", 0o600, yaml.len() as u64, &mut yaml.as_bytes())?;
+    let sum = format!("{}  {name}\n", sha256(program)?);
+    append("SHA256SUMS", 0o644, sum.len() as u64, &mut sum.as_bytes())?;
     append("README.txt", 0o644, README.len() as u64, &mut README.as_bytes())?;
     archive.into_inner()?.finish()
 }
@@ -237,6 +240,6 @@ mod tests {
             }
             names.push(name);
         }
-        assert_eq!(names, ["cortex-peer/cortex-peer", "cortex-peer/peer.yaml", "cortex-peer/README.txt"]);
+        assert_eq!(names, ["cortex-peer/cortex-peer", "cortex-peer/peer.yaml", "cortex-peer/SHA256SUMS", "cortex-peer/README.txt"]);
     }
 }

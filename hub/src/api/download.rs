@@ -107,7 +107,7 @@ struct BundleBody {
     platform: Option<String>,
 }
 
-/// A tar.gz of the program, its configuration with the invite, and a read-me.
+/// A tar.gz of the program, its checksum, its configuration with the invite, and a read-me.
 ///
 /// A POST, because the invite is a secret, and secrets do not stand in addresses.
 #[utoipa::path(post, path = "/api/nodes/bundle", tag = "download", request_body = BundleBody, responses((status = 200, body = [u8], content_type = "application/gzip")))]

@@ -44,6 +44,9 @@ pub struct Document {
     /// What to do next.
     #[schema(value_type = String)]
     fix: String,
+    /// The part of the request's body that is wrong, as a JSON pointer such as `/ask/0`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pointer: Option<String>,
     /// Where the output goes on, when the wanted part is not kept any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     next_offset: Option<u64>,
@@ -84,6 +87,7 @@ impl Problem {
             detail: detail.into(),
             code,
             fix: fix.into(),
+            pointer: None,
             next_offset: None,
             candidates: Vec::new(),
             parent_hash: None,
@@ -174,6 +178,7 @@ impl<E: Failure> From<E> for Problem {
         };
         let mut problem = Self::new(status, error.code(), error.to_string(), next_step(error.code(), kind));
         problem.0.retry_after_s = (kind == Kind::TooMany).then_some(1);
+        problem.0.pointer = error.pointer().map(str::to_owned);
         problem
     }
 }

@@ -51,7 +51,7 @@ struct ResumeQuery {
     last_event_id: Option<String>,
 }
 
-/// What concerns the caller on the whole hub: nodes, invites, sessions, tasks.
+/// What concerns the caller on the whole hub: nodes, invites, sessions, tasks, approvals, relays.
 ///
 /// Events are named by their kind; data is `{"seq", "at_ms", "kind", "data"}`. Rows with an id are kept for a while, and `Last-Event-ID` goes on
 /// behind one; rows without (such as heartbeats) are live only. Without `Last-Event-ID` the stream begins now.

@@ -136,8 +136,8 @@ impl TerminalQuery {
 
 /// Opens a terminal on a node of the session, or comes back to one.
 ///
-/// A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,…}`; binary frames are output from that offset on, and what is typed in the other
-/// direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
+/// A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,"written":…,…}`; binary frames are output from that offset on (what comes before `written` was printed
+/// before), and what is typed in the other direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
 /// with `task` and `offset`, or end it with `POST /api/tasks/{id}/cancel`. With a session cookie the request must come from a page of this hub.
 #[utoipa::path(get, path = "/api/sessions/{id}/terminal", tag = "tasks",
     params(("id" = String, Path), TerminalQuery),
@@ -280,10 +280,32 @@ impl Screen {
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 enum Told<'a> {
-    Opened { task_id: TaskId, node_id: NodeId, state: &'a str, offset: u64, columns: u32, rows: u32, may_type: bool },
-    Gap { next_offset: u64 },
-    Exit { state: &'a str, exit_code: Option<i32>, signal: Option<i32>, code: Option<&'a str>, reason: Option<&'a str>, offset: u64 },
-    Error { code: &'a str, detail: &'a str },
+    /// `written`: where the output ended at that moment; what comes up to there was printed before.
+    Opened {
+        task_id: TaskId,
+        node_id: NodeId,
+        state: &'a str,
+        offset: u64,
+        written: u64,
+        columns: u32,
+        rows: u32,
+        may_type: bool,
+    },
+    Gap {
+        next_offset: u64,
+    },
+    Exit {
+        state: &'a str,
+        exit_code: Option<i32>,
+        signal: Option<i32>,
+        code: Option<&'a str>,
+        reason: Option<&'a str>,
+        offset: u64,
+    },
+    Error {
+        code: &'a str,
+        detail: &'a str,
+    },
 }
 
 #[derive(Deserialize)]
@@ -334,12 +356,14 @@ impl Guest {
         mut incoming: SplitStream<Socket>,
         mut screen: Screen,
     ) -> Result<std::convert::Infallible, Over> {
-        let size = self.task.spec.terminal.unwrap_or_default();
+        let size = self.seat.size().unwrap_or_else(|| self.task.spec.terminal.unwrap_or_default().into());
+        let written = screen.marks.borrow().stdout;
         let opened = Told::Opened {
             task_id: self.task.id,
             node_id: self.task.node,
             state: self.task.state.name(),
             offset: screen.at,
+            written,
             columns: size.columns,
             rows: size.rows,
             may_type: self.may_type,

@@ -40,6 +40,7 @@ mod documents;
 mod downloads;
 mod files;
 mod outputs;
+mod people;
 mod stories;
 mod streams;
 

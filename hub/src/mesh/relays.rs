@@ -45,6 +45,8 @@ const UNANSWERED: u64 = 8;
 const ECHO: Duration = Duration::from_secs(2);
 /// A relay that was removed keeps its link so long, for its nodes to move.
 const LEAVING: Duration = Duration::from_secs(10);
+/// People are told of changes no more often than this.
+const SHOWN: Duration = Duration::from_millis(200);
 /// A link that lived this long may start its next outage with the shortest wait. Shorter than a peer's: there is one hub, and all its nodes behind the relay wait for it.
 const HEALTHY: Duration = Duration::from_secs(3);
 
@@ -297,6 +299,22 @@ async fn live(network: &Network, link: &RelayLink, dialled: Link, gatekeeper: &A
                 if let Err(error) = writer.send(&ToRelay { frame: Some(to_relay::Frame::Ping(unanswered)) }).await { return error.to_string() }
             }
         }
+    }
+}
+
+/// Shows people who look at it now when something about the relays is different: what nodes hear of, at most once in [`SHOWN`].
+pub(crate) async fn show(network: Arc<Network>) {
+    let mut news = network.news.follow();
+    loop {
+        let changed = tokio::select! {
+            changed = news.changed() => changed.is_ok(),
+            () = network.lifecycle.stopping() => false,
+        };
+        if !changed {
+            return;
+        }
+        network.hub.show_relays().await;
+        tokio::time::sleep(SHOWN).await;
     }
 }
 

@@ -13,6 +13,7 @@ use super::Digest;
 /// How far a yes reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
+#[schema(as = ApprovalReach)]
 pub enum Reach {
     /// This task.
     Once,

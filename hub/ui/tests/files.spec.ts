@@ -1,6 +1,6 @@
 // The session's files on the page, on the hub, and on a machine.
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, writeFileSync, readFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, renameSync, writeFileSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { accessible, expect, login, test, until } from "./lab";
 
@@ -89,6 +89,63 @@ test("when both sides change a file, both are kept and a person decides", async 
   await notice.getByRole("button", { name: "Take theirs" }).click();
   await expect(notice).toHaveCount(0);
   await expect(content).toHaveValue("on the machine\n");
+});
+
+test("a machine that differs is named and set right, one that would delete much asks, and what is locked is held until it is given back", async ({ page, lab }) => {
+  test.setTimeout(120_000);
+  await lab.setUp();
+  const peer = await lab.machine("odd one");
+  const session = await lab.post("/api/sessions", { title: "Guarded", node_ids: [peer.node] });
+  const folder = join(peer.home, "work", session.id);
+  const many = Array.from({ length: 30 }, (_, at) => `many/${at}.txt`);
+  for (const path of many) await lab.putFile(session.id, path, `file ${path}\n`);
+  await until("the machine has them", () => existsSync(join(folder, "many/29.txt")));
+  await login(page, lab, "ada", `/sessions/${session.id}/files`);
+  const copy = page.getByTestId("copy");
+  await expect(copy).toContainText("in sync", { timeout: 20_000 });
+
+  // What it changed while its edits wait is found by a check, said by name, and set right.
+  await page.getByRole("button", { name: "Pause" }).click();
+  await expect(page.getByText("what machines change waits")).toBeVisible();
+  writeFileSync(join(folder, "many/3.txt"), "changed there\n");
+  await page.getByRole("button", { name: "Check" }).click();
+  const drift = page.getByTestId("drift");
+  await expect(drift).toContainText("odd one differs", { timeout: 20_000 });
+  await expect(drift).toContainText("many/3.txt");
+  await accessible(page);
+  await expect(drift.getByRole("button", { name: "Set right" })).toBeDisabled();
+  await page.getByRole("button", { name: "Resume" }).click();
+  await drift.getByRole("button", { name: "Set right" }).click();
+  await expect(drift).toHaveCount(0, { timeout: 20_000 });
+  await expect(page.getByText("It is the same again")).toBeVisible();
+  await expect(copy).toContainText("in sync", { timeout: 20_000 });
+
+  // Much is deleted only when somebody says yes.
+  const asked = page.getByTestId("question");
+  renameSync(join(folder, "many"), join(peer.home, "elsewhere"));
+  await expect(asked).toContainText("odd one asks", { timeout: 20_000 });
+  await accessible(page);
+  expect((await lab.get(`/api/sessions/${session.id}/workspace`)).entries).toBe(31);
+  await asked.getByRole("button", { name: "No" }).click();
+  await until("everything is back", () => existsSync(join(folder, "many/29.txt")));
+  await expect(asked).toHaveCount(0, { timeout: 20_000 });
+  renameSync(join(folder, "many"), join(peer.home, "elsewhere again"));
+  await asked.getByRole("button", { name: "Yes, do it" }).click({ timeout: 20_000 });
+  await expect(page.getByText("0 entries")).toBeVisible({ timeout: 20_000 });
+  await expect(asked).toHaveCount(0);
+
+  // A lock: who holds it and for how long; what a machine writes there waits, and goes on when it is given back.
+  await lab.putFile(session.id, "plan.txt", "ours\n");
+  await until("the machine has the plan", () => existsSync(join(folder, "plan.txt")));
+  await page.getByRole("treeitem", { name: /plan/ }).click();
+  await page.getByRole("button", { name: "Lock", exact: true }).click();
+  await expect(page.getByText("holds plan.txt")).toBeVisible();
+  writeFileSync(join(folder, "plan.txt"), "theirs\n");
+  await expect(copy).toContainText("1 held", { timeout: 20_000 });
+  await expect(page.getByLabel("Content of plan.txt")).toHaveValue("ours\n");
+  await page.getByRole("button", { name: "Give the lock back" }).click();
+  await expect(page.getByLabel("Content of plan.txt")).toHaveValue("theirs\n", { timeout: 20_000 });
+  await expect(copy).toContainText("in sync", { timeout: 20_000 });
 });
 
 test("twenty thousand entries are scrolled, opened and found at once", async ({ page, lab }) => {

@@ -76,11 +76,14 @@ export class Peer {
 }
 
 export class Lab {
-  home = mkdtempSync(join(tmpdir(), "cortex-ui-"));
+  // Short: Chromium puts a socket far below it, and those have 108 characters.
+  home = mkdtempSync(join(tmpdir(), "cx-"));
   process!: Process;
   url = "";
   setupLink = "";
   token = "";
+  /** Of the first administrator, for what only people may do. */
+  cookie = "";
   #peers: Peer[] = [];
   #others: Process[] = [];
   #homes: string[] = [];
@@ -110,6 +113,7 @@ export class Lab {
   async setUp(name = "ada"): Promise<void> {
     const setup = await this.fetch("POST", "/api/setup", { token: this.setupLink.split("#setup=")[1], name, password: PASSWORD }, null);
     const cookie = setup.headers.get("set-cookie")?.split(";")[0] ?? "";
+    this.cookie = cookie;
     const made = await this.fetch("POST", "/api/tokens", { name: "test", scopes: ["read", "dispatch", "manage", "admin"] }, null, { cookie });
     this.token = ((await made.json()) as { text: string }).text;
   }
@@ -140,15 +144,25 @@ export class Lab {
     const response = await this.fetch("POST", path, body, token);
     return response.status === 204 ? null : response.json();
   }
+  /** As the first administrator, logged in. */
+  async person(method: string, path: string, body?: unknown): Promise<any> {
+    const response = await this.fetch(method, path, body, null, { cookie: this.cookie });
+    return response.status === 204 ? null : response.json();
+  }
+  /** The node says that this policy is in force there. */
+  async policy(node: string, policy: unknown): Promise<void> {
+    await this.person("PUT", `/api/nodes/${node}/policy`, policy);
+    await until("the policy is in force", async () => (await this.get(`/api/nodes/${node}/policy`)).is_in_force);
+  }
   async putFile(session: string, path: string, content: string): Promise<any> {
     const address = path.split("/").map(encodeURIComponent).join("/");
     return (await this.fetch("PUT", `/api/sessions/${session}/files/${address}`, content, this.token, { "content-type": "application/octet-stream" })).json();
   }
 
   /** A machine that is online. */
-  async machine(name: string, options: Record<string, unknown> = {}, token?: string): Promise<Peer> {
+  async machine(name: string, options: Record<string, unknown> = {}, token?: string, settings = ""): Promise<Peer> {
     const invite = await this.post("/api/nodes/invite", { name, ...options }, token);
-    const peer = await this.peer(invite.yaml);
+    const peer = await this.peer(invite.yaml + settings);
     const node = await until("the invite is redeemed", async () => (await this.get(`/api/nodes/invites/${invite.id}`, token)).node_id as string | null);
     (peer as { node: string }).node = node;
     if (!options.approval) await until("the machine is online", async () => (await this.get(`/api/nodes/${node}`, token)).presence.state === "online");
@@ -156,12 +170,30 @@ export class Lab {
   }
 
   async peer(yaml: string): Promise<Peer> {
-    const home = mkdtempSync(join(this.home, "peer-"));
+    const home = mkdtempSync(join(this.home, "p-"));
     writeFileSync(join(home, "peer.yaml"), yaml);
     appendFileSync(join(home, "peer.yaml"), `\nstate_dir: ${join(home, "state")}\nworkspace_dir: ${join(home, "work")}\n`);
     const peer = new Peer(home, "");
     this.#peers.push(peer);
     return peer;
+  }
+
+  /** A program that ends with the test, and the folder with it. */
+  start(home: string, name: string, args: string[]): Process {
+    const process = new Process(name, args, home);
+    this.#others.push(process);
+    this.#homes.push(home);
+    return process;
+  }
+
+  /** A relay of its own process, which serves this hub. */
+  async relay(): Promise<{ process: Process; endpoint: string }> {
+    const key = await until("the hub's key", () => /for relays elsewhere: (\S+)/.exec(this.process.log)?.[1]);
+    const home = mkdtempSync(join(tmpdir(), "cortex-relay-"));
+    const port = await freePort();
+    const process = this.start(home, program("cortex-relay"), ["serve", "--listen", `127.0.0.1:${port}`, "--address", `127.0.0.1:${port}`, "--state-dir", home, "--hub", key]);
+    const endpoint = await until("the relay's line", () => /^\S+:\d+#\S+$/m.exec(process.log)?.[0] ?? (process.ended && Promise.reject(new Error(process.log))));
+    return { process, endpoint };
   }
 
   /** Types a line into a fresh shell of somebody with an empty home, who is not root. */

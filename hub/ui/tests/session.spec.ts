@@ -1,5 +1,5 @@
 // A session with several machines: commands side by side, input, cancelling, hostile output, and a hub that goes away in the middle.
-import { accessible, expect, login, test, until } from "./lab";
+import { accessible, expect, login, readText, test, until } from "./lab";
 
 test("a command runs on several machines side by side, is fed, fails, and is cancelled", async ({ page, lab }) => {
   await lab.setUp();
@@ -25,6 +25,12 @@ test("a command runs on several machines side by side, is fed, fails, and is can
     await expect(panel.locator(".xterm-rows")).toContainText("oops");
     await expect(panel).toContainText("CPU");
   }
+  // What it used, and what proves it, on demand.
+  await panels.first().getByRole("button", { name: "Details" }).click();
+  await expect(panels.first()).toContainText("in programs");
+  await expect(panels.first()).toContainText("has signed this with its own key");
+  const [evidence] = await Promise.all([page.waitForEvent("download"), panels.first().getByRole("button", { name: "Evidence" }).click()]);
+  expect(JSON.parse(readText(await evidence.path()))).toMatchObject({ format: "cortex-evidence/1", session_id: session.id });
   await accessible(page);
 
   // One machine only, with input.
@@ -124,11 +130,15 @@ test("what machines and people call themselves is text, whatever it is", async (
   await expect(page.getByLabel(/^Content of/)).toHaveValue("<script>alert(1)</script>\u202e");
 });
 
-test("a hundred thousand lines are printed without the page standing still", async ({ page, lab }) => {
+test("a hundred thousand lines are printed without the page standing still", async ({ page, lab, browser }) => {
   await lab.setUp();
   const peer = await lab.machine("busy");
   const session = await lab.post("/api/sessions", { title: "Much", node_ids: [peer.node] });
   await login(page, lab, "ada", `/sessions/${session.id}`);
+  // What is loaded once is not what is measured.
+  await page.getByLabel("Command").fill("seq 1 100");
+  await page.getByLabel("Command").press("Enter");
+  await expect(page.locator(".xterm-rows")).toContainText("100");
   await page.evaluate(() => {
     const frames = { last: performance.now(), worst: 0 };
     const look = () => {
@@ -140,10 +150,23 @@ test("a hundred thousand lines are printed without the page standing still", asy
     requestAnimationFrame(look);
     Object.assign(window, { frames });
   });
+  await browser.startTracing(page, { categories: ["disabled-by-default-devtools.timeline", "devtools.timeline", "__metadata"] });
   await page.getByLabel("Command").fill("seq 1 100000");
   await page.getByLabel("Command").press("Enter");
-  await expect(page.locator(".xterm-rows")).toContainText("100000", { timeout: 40_000 });
+  await expect(page.locator(".xterm-rows").last()).toContainText("100000", { timeout: 40_000 });
   const worst = await page.evaluate(() => (window as unknown as { frames: { worst: number } }).frames.worst);
-  // Generous: this machine draws in software, and has other things to do.
-  expect(worst).toBeLessThan(3000);
+  const busy = busiest(JSON.parse((await browser.stopTracing()).toString()));
+  console.log(`100,000 lines: the busiest task of the page took ${busy.toFixed(0)} ms of a processor, the longest time between two frames was ${worst.toFixed(0)} ms`);
+  // The time that the page itself computes without a pause: what other programs of this machine take does not count.
+  expect(busy).toBeGreaterThan(0);
+  expect(busy).toBeLessThan(100);
+  expect(worst).toBeLessThan(1500);
 });
+
+type Traced = { name: string; ph: string; pid: number; tid: number; dur?: number; tdur?: number; args?: { name?: string } };
+/** Processor time of the longest task of a page's main thread, in milliseconds. */
+function busiest({ traceEvents }: { traceEvents: Traced[] }): number {
+  const main = new Set(traceEvents.filter((event) => event.name === "thread_name" && event.args?.name === "CrRendererMain").map(({ pid, tid }) => `${pid}/${tid}`));
+  const tasks = traceEvents.filter((event) => /RunTask$/.test(event.name) && event.ph === "X" && main.has(`${event.pid}/${event.tid}`));
+  return Math.max(0, ...tasks.map((event) => (event.tdur ?? event.dur ?? 0) / 1000));
+}

@@ -150,7 +150,7 @@ async fn a_bundle_is_made_for_whoever_shows_an_invite_and_may_invite() {
     assert_eq!(reply.headers["content-type"], "application/gzip");
     assert!(reply.headers["content-disposition"].to_str().unwrap().contains("cortex-peer-"));
     let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(&reply.body[..]));
-    assert_eq!(archive.entries().unwrap().count(), 3);
+    assert_eq!(archive.entries().unwrap().count(), 4);
     lab.post(&lab.ada, "/api/nodes/bundle", json!({"invite": "cxi1_nonsense"})).await.problem(StatusCode::BAD_REQUEST);
     let elsewhere = lab.post(&lab.ada, "/api/nodes/bundle", json!({"invite": invite["invite"], "platform": "../../etc/passwd"})).await;
     elsewhere.problem(StatusCode::NOT_FOUND);

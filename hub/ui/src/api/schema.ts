@@ -148,7 +148,7 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * What concerns the caller on the whole hub: nodes, invites, sessions, tasks.
+         * What concerns the caller on the whole hub: nodes, invites, sessions, tasks, approvals, relays.
          * @description Events are named by their kind; data is `{"seq", "at_ms", "kind", "data"}`. Rows with an id are kept for a while, and `Last-Event-ID` goes on
          *     behind one; rows without (such as heartbeats) are live only. Without `Last-Event-ID` the stream begins now.
          */
@@ -215,6 +215,40 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/me/logins": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The browsers in which one is logged in: this one first, then the one used last. For people: a token is refused. */
+        get: operations["list_logins"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/me/logins/{id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /** Logs out of one of them. For people: a token is refused. */
+        delete: operations["end_login"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/me/password": {
         parameters: {
             query?: never;
@@ -259,7 +293,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * A tar.gz of the program, its configuration with the invite, and a read-me.
+         * A tar.gz of the program, its checksum, its configuration with the invite, and a read-me.
          * @description A POST, because the invite is a secret, and secrets do not stand in addresses.
          */
         post: operations["bundle"];
@@ -351,6 +385,23 @@ export interface paths {
         put?: never;
         /** Lets a pending node work. Compare its fingerprint with what the peer prints first. */
         post: operations["approve_node"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/nodes/{id}/audit": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** What was done to a node and by it, newest first. For its owner and administrators. A page may hold fewer rows than wanted, or none, and still have a next one. */
+        get: operations["audit_of_node"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -875,8 +926,8 @@ export interface paths {
         };
         /**
          * Opens a terminal on a node of the session, or comes back to one.
-         * @description A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,…}`; binary frames are output from that offset on, and what is typed in the other
-         *     direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
+         * @description A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,"written":…,…}`; binary frames are output from that offset on (what comes before `written` was printed
+         *     before), and what is typed in the other direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
          *     with `task` and `offset`, or end it with `POST /api/tasks/{id}/cancel`. With a session cookie the request must come from a page of this hub.
          */
         get: operations["terminal"];
@@ -1565,6 +1616,11 @@ export interface components {
             /** @description Do it. */
             yes: boolean;
         };
+        /**
+         * @description How far a yes reaches.
+         * @enum {string}
+         */
+        ApprovalReach: "once" | "half_hour" | "session" | "prefix";
         /** @description What a person was asked about a task, and what they said. */
         ApprovalView: {
             /**
@@ -1589,7 +1645,7 @@ export interface components {
         ApproveBody: {
             /** @description With the reach "prefix": the first words of the commands, such as ["git", "push"]. */
             prefix?: string[];
-            reach?: components["schemas"]["Reach"] | null;
+            reach?: components["schemas"]["ApprovalReach"] | null;
         };
         /** @description How a walk along the audit chain went. */
         AuditReport: {
@@ -2239,7 +2295,7 @@ export interface components {
             /** @description With the reach "prefix": the words. */
             prefix: string[];
             /** @description How far it reaches. */
-            reach: components["schemas"]["Reach"];
+            reach: components["schemas"]["ApprovalReach"];
             /** @description Where it counts. */
             session_id: string;
             /** @description Who said it. */
@@ -2455,6 +2511,25 @@ export interface components {
              * @description The password.
              */
             password: string;
+        };
+        /** @description A browser in which the account is logged in. */
+        LoginView: {
+            /** @description What the browser calls itself. */
+            agent: string;
+            /**
+             * Format: int64
+             * @description When the password was given.
+             */
+            created_at_ms: number;
+            /** @description It is the one that asks. */
+            current: boolean;
+            /** @description Names it here. */
+            id: string;
+            /**
+             * Format: int64
+             * @description Up to a minute behind.
+             */
+            last_used_at_ms: number;
         };
         /** @description Who is asking. */
         Me: {
@@ -2878,7 +2953,7 @@ export interface components {
                 /** @description With the reach "prefix": the words. */
                 prefix: string[];
                 /** @description How far it reaches. */
-                reach: components["schemas"]["Reach"];
+                reach: components["schemas"]["ApprovalReach"];
                 /** @description Where it counts. */
                 session_id: string;
                 /** @description Who said it. */
@@ -2935,6 +3010,30 @@ export interface components {
                  * @description When it was redeemed.
                  */
                 used_at_ms?: number | null;
+            }[];
+            /** @description For the next page; null on the last one. */
+            next_cursor?: string | null;
+        };
+        /** @description One page. */
+        Page_LoginView: {
+            /** @description The items, in the list's order. */
+            items: {
+                /** @description What the browser calls itself. */
+                agent: string;
+                /**
+                 * Format: int64
+                 * @description When the password was given.
+                 */
+                created_at_ms: number;
+                /** @description It is the one that asks. */
+                current: boolean;
+                /** @description Names it here. */
+                id: string;
+                /**
+                 * Format: int64
+                 * @description Up to a minute behind.
+                 */
+                last_used_at_ms: number;
             }[];
             /** @description For the next page; null on the last one. */
             next_cursor?: string | null;
@@ -3444,6 +3543,8 @@ export interface components {
             next_offset?: number | null;
             /** @description What the request expected to find, when something else is there. */
             parent_hash?: string | null;
+            /** @description The part of the request's body that is wrong, as a JSON pointer such as `/ask/0`. */
+            pointer?: string | null;
             /**
              * Format: int32
              * @description The HTTP status.
@@ -4557,6 +4658,67 @@ export interface operations {
             };
         };
     };
+    list_logins: {
+        parameters: {
+            query?: {
+                /** @description Items per page: 1 to 1000, 100 when left out. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_LoginView"];
+                };
+            };
+            /** @description an error */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    end_login: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            /** @description an error */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
     change_password: {
         parameters: {
             query?: never;
@@ -4886,6 +5048,41 @@ export interface operations {
                 };
                 content: {
                     "application/json": components["schemas"]["NodeView"];
+                };
+            };
+            /** @description an error */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    audit_of_node: {
+        parameters: {
+            query?: {
+                /** @description Items per page: 1 to 1000, 100 when left out. */
+                limit?: number;
+                /** @description `next_cursor` of the page before. */
+                cursor?: string;
+            };
+            header?: never;
+            path: {
+                id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Page_AuditView"];
                 };
             };
             /** @description an error */

@@ -5,7 +5,7 @@ import { Stream, type Link } from "./stream";
 class Fake {
   static all: Fake[] = [];
   onopen: (() => void) | null = null;
-  onerror: (() => void) | null = null;
+  onerror: ((event: unknown) => void) | null = null;
   closed = false;
   #heard = new Map<string, (event: unknown) => void>();
   constructor(readonly url: string) {
@@ -15,7 +15,14 @@ class Fake {
     this.#heard.set(kind, act);
   }
   tell(kind: string, data: unknown, id = "") {
-    this.#heard.get(kind)?.({ data: JSON.stringify(data), lastEventId: id });
+    const event = { data: JSON.stringify(data), lastEventId: id };
+    this.#heard.get(kind)?.(event);
+    if (kind === "error") this.onerror?.(event);
+  }
+  /** The connection breaks: browsers tell that as an event of the same name. */
+  breaks() {
+    this.#heard.get("error")?.({});
+    this.onerror?.({});
   }
   close() {
     this.closed = true;
@@ -32,16 +39,25 @@ describe("an event stream", () => {
   const open = () => {
     const seen: unknown[] = [];
     const links: [Link, boolean][] = [];
-    const stream = new Stream("/api/events?live=true", { kinds: ["node"], on: (_, data) => seen.push(data), link: (state, again) => links.push([state, again]), source: Fake as unknown as typeof EventSource });
+    const stream = new Stream("/api/events?live=true", { kinds: ["node", "error"], on: (_, data) => seen.push(data), link: (state, again) => links.push([state, again]), source: Fake as unknown as typeof EventSource });
     return { stream, seen, links };
   };
+
+  it("hears of what is called an error, and does not take it for one of its own", () => {
+    const { seen, links } = open();
+    last().onopen?.();
+    last().tell("error", "it broke", "3");
+    expect([seen, links.at(-1), last().closed]).toEqual([["it broke"], ["live", false], false]);
+    last().breaks();
+    expect([seen.length, links.at(-1)]).toEqual([1, ["waiting", false]]);
+  });
 
   it("goes on behind the last event it has seen, and says that it was away", () => {
     const { seen, links } = open();
     last().onopen?.();
     last().tell("node", 1, "7");
     last().tell("node", 2);
-    last().onerror?.();
+    last().breaks();
     expect(links).toEqual([["connecting", false], ["live", false], ["waiting", false]]);
     vi.advanceTimersByTime(500);
     expect(last().url).toBe("/api/events?live=true&last_event_id=7");
@@ -54,7 +70,7 @@ describe("an event stream", () => {
     const waits = [500, 1000, 2000, 4000, 8000, 8000];
     for (const wait of waits) {
       const before = Fake.all.length;
-      last().onerror?.();
+      last().breaks();
       vi.advanceTimersByTime(wait - 1);
       expect(Fake.all.length).toBe(before);
       vi.advanceTimersByTime(1);
@@ -64,11 +80,11 @@ describe("an event stream", () => {
   it("hears nothing of a source that it has let go, and nothing when it is closed", () => {
     const { stream, seen } = open();
     const first = last();
-    first.onerror?.();
+    first.breaks();
     vi.advanceTimersByTime(500);
     first.tell("node", "late");
     stream.close();
-    last().onerror?.();
+    last().breaks();
     vi.advanceTimersByTime(60_000);
     expect(Fake.all.length).toBe(2);
     expect(seen).toEqual([]);

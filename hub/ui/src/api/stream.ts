@@ -9,6 +9,8 @@ export interface StreamOptions {
   on(kind: string, data: unknown, id: string): void;
   /** Called whenever the link changes; `again` when it is live after a cut. */
   link?(state: Link, again: boolean): void;
+  /** How long a tab that nobody looks at keeps its connection; none: a minute. */
+  hiddenMs?: number;
   /** For tests. */
   source?: typeof EventSource;
 }
@@ -66,8 +68,9 @@ export class Stream {
       this.#options.link?.("live", again);
     };
     // What the browser would do itself it does only for some failures: here it is the same for all of them.
-    source.onerror = () => {
-      if (source !== this.#source || this.#closed) return;
+    source.onerror = (event) => {
+      // The hub may tell of something that is called "error": that has data, and is heard below.
+      if (source !== this.#source || this.#closed || "data" in event) return;
       source.close();
       this.#source = null;
       this.#options.link?.("waiting", false);
@@ -76,7 +79,7 @@ export class Stream {
     };
     for (const kind of this.#options.kinds) {
       source.addEventListener(kind, (event) => {
-        if (source !== this.#source) return;
+        if (source !== this.#source || !("data" in event)) return;
         const message = event as MessageEvent<string>;
         if (message.lastEventId) this.#last = message.lastEventId;
         this.#options.on(kind, JSON.parse(message.data), message.lastEventId);
@@ -96,6 +99,6 @@ export class Stream {
       this.#source?.close();
       this.#source = null;
       this.#options.link?.("waiting", false);
-    }, HIDDEN_MS);
+    }, this.#options.hiddenMs ?? HIDDEN_MS);
   };
 }

@@ -1,5 +1,6 @@
 // Tasks in words, and runs: the same command that was sent to several machines at once.
 import type { Task, TaskSpec } from "../api/client";
+import { orderWords } from "./browser";
 
 export type Tone = "good" | "bad" | "warn" | "accent" | "";
 
@@ -40,6 +41,8 @@ const SAFE = /^[A-Za-z0-9_./:=@%+,-]+$/;
 /** A command as one would type it. */
 export function commandOf(spec: TaskSpec): string {
   if (spec.script != null) return spec.script;
+  if (spec.browser) return `browser: ${orderWords(spec.browser)}`;
+  if (spec.terminal && !spec.argv?.length) return `terminal${spec.shell ? ` ${spec.shell}` : ""}`;
   return (spec.argv ?? []).map((word) => (SAFE.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`)).join(" ");
 }
 

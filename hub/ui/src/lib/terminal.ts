@@ -1,18 +1,19 @@
 // xterm.js under a policy that lets nobody write styles into the page: its style elements are kept as style sheets of scripts.
 import { FitAddon } from "@xterm/addon-fit";
-import { Terminal } from "@xterm/xterm";
+import { Terminal, type ITerminalInitOnlyOptions, type ITerminalOptions, type ITheme } from "@xterm/xterm";
 import "@xterm/xterm/css/xterm.css";
 
 const LINES = 20_000;
+/** One piece is parsed without a pause: small ones let the page draw in between. */
+const PIECE_BYTES = 8 * 1024;
 /** More waiting bytes than this are not queued: the terminal says when it is ready. */
-const PENDING_BYTES = 512 * 1024;
+const PENDING_BYTES = 64 * 1024;
 
 export interface Screen {
   write(bytes: Uint8Array): void;
   dark(dark: boolean): void;
   /** What is selected, or everything. */
   text(): string;
-  rows(rows: number): void;
   dispose(): void;
 }
 
@@ -41,6 +42,28 @@ function withSheets(work: () => void): void {
   }
 }
 
+/** Writes styles that xterm.js puts into an attribute (colours that were mended, and those of 24 bits) the way that scripts may. */
+function setAttribute(this: HTMLElement, name: string, value: string): void {
+  if (name === "style") this.style.cssText = value;
+  else Element.prototype.setAttribute.call(this, name, value);
+}
+
+type Inner = { _core?: { _renderService?: { _renderer?: { value?: { _rowFactory?: { _document: Document } } } } } };
+
+/** The document as those see it who make the rows. */
+const elements = new Proxy(document, {
+  get(real, key) {
+    if (key === "createElement")
+      return (tag: string) => {
+        const element = document.createElement(tag);
+        if (tag === "span") element.setAttribute = setAttribute;
+        return element;
+      };
+    const value: unknown = Reflect.get(real, key, real);
+    return typeof value === "function" ? value.bind(real) : value;
+  },
+});
+
 const THEMES = {
   dark: { background: "#0a0d12", foreground: "#d6dce6", cursor: "#0a0d12", selectionBackground: "#37436a" },
   light: {
@@ -53,26 +76,93 @@ const THEMES = {
 /** Lines that hold something, and the one where the cursor waits: without a row for it the first line would scroll away. */
 const used = ({ buffer: { active } }: Terminal) => active.baseY + active.cursorY + 1;
 
-export function openScreen(place: HTMLElement, label: string, isDark: boolean): Screen {
+/** What both kinds have in common. */
+export function newTerminal(place: HTMLElement, label: string, isDark: boolean, more: ITerminalOptions & ITerminalInitOnlyOptions): { terminal: Terminal; fit: FitAddon } {
   const terminal = new Terminal({
-    convertEol: true,
-    disableStdin: true,
-    cursorInactiveStyle: "none",
-    cursorStyle: "bar",
     scrollback: LINES,
     fontSize: 12.5,
     lineHeight: 1.25,
     fontFamily: getComputedStyle(document.documentElement).getPropertyValue("--mono"),
     minimumContrastRatio: 4.5,
-    rows: 2,
     // What a task prints may name links; nobody is taken there by it.
     linkHandler: { activate: () => {} },
-    theme: isDark ? THEMES.dark : THEMES.light,
+    theme: theme(isDark, !more.disableStdin),
+    ...more,
   });
   const fit = new FitAddon();
   terminal.loadAddon(fit);
   withSheets(() => terminal.open(place));
+  // The one place inside of xterm.js that we reach into; where it has moved, a test sees colours that are missing.
+  const rows = (terminal as unknown as Inner)._core?._renderService?._renderer?.value?._rowFactory;
+  if (rows) rows._document = elements;
   terminal.textarea?.setAttribute("aria-label", label);
+  return { terminal, fit };
+}
+
+/** Colours; where somebody types there is a cursor to be seen. */
+export function theme(isDark: boolean, cursor: boolean): ITheme {
+  const colours = isDark ? THEMES.dark : THEMES.light;
+  return cursor ? { ...colours, cursor: colours.foreground, cursorAccent: colours.background } : colours;
+}
+
+/** Hands bytes to a terminal as fast as it can parse them, in pieces between which the page draws. */
+export class Feed {
+  #terminal: Terminal;
+  #queue: { bytes: Uint8Array; done?: () => unknown }[] = [];
+  #waiting = 0;
+  #pending = 0;
+  #frame = 0;
+  #parsed: () => void;
+
+  constructor(terminal: Terminal, parsed: () => void = () => {}) {
+    this.#terminal = terminal;
+    this.#parsed = parsed;
+  }
+
+  /** Bytes that are not shown yet. */
+  get behind(): number {
+    return this.#waiting + this.#pending;
+  }
+
+  /** `done` is called when all of it is on the screen. */
+  write(bytes: Uint8Array, done?: () => unknown): void {
+    for (let at = 0; at < bytes.length; at += PIECE_BYTES) {
+      const piece = bytes.subarray(at, at + PIECE_BYTES);
+      this.#queue.push({ bytes: piece, done: at + PIECE_BYTES >= bytes.length ? done : undefined });
+    }
+    this.#waiting += bytes.length;
+    this.#pump();
+  }
+
+  drop(): void {
+    cancelAnimationFrame(this.#frame);
+    this.#frame = 0;
+    this.#queue = [];
+    this.#waiting = 0;
+  }
+
+  #pump(): void {
+    while (this.#pending < PENDING_BYTES) {
+      const piece = this.#queue.shift();
+      if (!piece) return;
+      const { length } = piece.bytes;
+      this.#waiting -= length;
+      this.#pending += length;
+      this.#terminal.write(piece.bytes, () => {
+        this.#pending -= length;
+        piece.done?.();
+        this.#parsed();
+        // The next ones come when the page has drawn; a page that is not drawn is not waited for.
+        if (!this.#queue.length || this.#pending > PENDING_BYTES / 2 || this.#frame) return;
+        if (document.hidden) this.#pump();
+        else this.#frame = requestAnimationFrame(() => { this.#frame = 0; this.#pump(); });
+      });
+    }
+  }
+}
+
+export function openScreen(place: HTMLElement, label: string, isDark: boolean): Screen {
+  const { terminal, fit } = newTerminal(place, label, isDark, { convertEol: true, disableStdin: true, cursorInactiveStyle: "none", cursorStyle: "bar", rows: 2 });
   // Tab leaves it: it takes no input.
   terminal.attachCustomKeyEventHandler((event) => event.key !== "Tab" && !(event.ctrlKey && event.key === "c"));
 
@@ -84,48 +174,30 @@ export function openScreen(place: HTMLElement, label: string, isDark: boolean): 
   const observer = new ResizeObserver(size);
   observer.observe(place);
   size();
-
-  let queue: Uint8Array[] = [];
-  let pending = 0;
-  const pump = () => {
-    while (queue.length && pending < PENDING_BYTES) {
-      const bytes = queue.shift() as Uint8Array;
-      pending += bytes.length;
-      terminal.write(bytes, () => {
-        pending -= bytes.length;
-        const lines = Math.min(24, Math.max(2, used(terminal)));
-        if (lines !== wanted) {
-          wanted = Math.max(wanted, lines);
-          size();
-        }
-        pump();
-      });
-    }
-  };
+  const feed = new Feed(terminal, () => {
+    const lines = Math.min(24, Math.max(2, used(terminal)));
+    if (lines <= wanted) return;
+    wanted = lines;
+    size();
+  });
 
   return {
-    write(bytes) {
-      queue.push(bytes);
-      pump();
-    },
-    dark(dark) {
-      terminal.options.theme = dark ? THEMES.dark : THEMES.light;
-    },
-    text() {
-      if (terminal.hasSelection()) return terminal.getSelection();
-      terminal.selectAll();
-      const text = terminal.getSelection();
-      terminal.clearSelection();
-      return text;
-    },
-    rows(rows) {
-      wanted = rows;
-      size();
-    },
+    write: (bytes) => feed.write(bytes),
+    dark: (dark) => (terminal.options.theme = theme(dark, false)),
+    text: () => textOf(terminal),
     dispose() {
-      queue = [];
+      feed.drop();
       observer.disconnect();
       terminal.dispose();
     },
   };
+}
+
+/** What is selected, or everything. */
+export function textOf(terminal: Terminal): string {
+  if (terminal.hasSelection()) return terminal.getSelection();
+  terminal.selectAll();
+  const text = terminal.getSelection();
+  terminal.clearSelection();
+  return text;
 }

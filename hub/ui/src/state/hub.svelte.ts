@@ -2,10 +2,13 @@
 import { all, explain, Failure, get, post, whenShutOut, type Health, type Me, type Node, type Session } from "../api/client";
 import { Stream, type Link } from "../api/stream";
 
-const KINDS = ["node", "node_health", "invite", "session", "task"];
+const KINDS = ["node", "node_health", "invite", "session", "task", "approval", "relay"];
 const HISTORY = 60;
-/** More changes than this at once are read as one list. */
+/** More changes than this at once are read as one list, and lists no more often than this: the events themselves say how machines are. */
 const ONE_BY_ONE = 12;
+const LIST_MS = 1500;
+/** Where no frames are drawn, as in a tab behind another, changes are taken in after this. */
+const UNSEEN_MS = 200;
 
 export type HubEvent = { kind: string; at: number; data: Record<string, unknown> };
 export type Toast = { id: number; text: string; bad: boolean };
@@ -48,6 +51,9 @@ class HubState {
   #stale = new Set<string>();
   #sessionsStale = false;
   #timer: ReturnType<typeof setTimeout> | undefined;
+  #listed = 0;
+  #heard: { kind: string; event: { at_ms: number; data: Record<string, unknown> } }[] = [];
+  #frame: (() => void) | null = null;
   #toast = 0;
 
   constructor() {
@@ -107,6 +113,7 @@ class HubState {
   #leave(): void {
     this.#stream?.close();
     this.#stream = null;
+    this.#heard = [];
     this.me = null;
     this.ready = false;
     this.#known.clear();
@@ -128,6 +135,14 @@ class HubState {
 
   nodeName(id: string): string {
     return this.machine(id)?.node.name ?? `${id.slice(0, 8)}…`;
+  }
+
+  /** What somebody is called, as far as this page knows. */
+  person(id: string, session?: string): string {
+    if (id === this.me?.user_id) return this.me.name;
+    const within = session ? this.session(session) : undefined;
+    if (within?.user_id === id) return within.owner;
+    return within?.members.find((member) => member.user_id === id)?.name ?? this.machines.find(({ node }) => node.owner_id === id)?.node.owner ?? `user ${id.slice(0, 6)}…`;
   }
 
   session(id: string): Session | undefined {
@@ -191,7 +206,25 @@ class HubState {
     this.#list();
   }
 
+  /** What comes in between two frames is taken in at once: the page is drawn once for all of it. */
   #hear(kind: string, event: { at_ms: number; data: Record<string, unknown> }): void {
+    this.#heard.push({ kind, event });
+    if (this.#frame) return;
+    const timer = setTimeout(() => this.#frame?.(), UNSEEN_MS);
+    const frame = requestAnimationFrame(() => this.#frame?.());
+    this.#frame = () => {
+      clearTimeout(timer);
+      cancelAnimationFrame(frame);
+      this.#frame = null;
+      const heard = this.#heard;
+      this.#heard = [];
+      // Of heartbeats only a machine's last one is worth drawing.
+      const last = new Map(heard.filter(({ kind }) => kind === "node_health").map((one) => [one.event.data.node_id, one]));
+      for (const one of heard) if (one.kind !== "node_health" || last.get(one.event.data.node_id) === one) this.#takeIn(one.kind, one.event);
+    };
+  }
+
+  #takeIn(kind: string, event: { at_ms: number; data: Record<string, unknown> }): void {
     const data = event.data;
     if (kind === "node" || kind === "node_health") this.#hearNode(kind, data);
     if (kind === "session") {
@@ -205,10 +238,10 @@ class HubState {
     const id = String(data.node_id);
     const machine = this.#known.get(id);
     if (machine) {
-      const { node_id: _, name, change: __, standing, refusal, path_policy, ...presence } = data;
+      const { node_id: _, name, change: __, standing, refusal, path_policy, drained_at_ms, ...presence } = data;
       const node = machine.node;
       const news = { ...node, presence: { ...node.presence, ...presence } } as Node;
-      if (kind === "node") Object.assign(news, { name: name ?? node.name, standing: standing ?? node.standing, refusal, path_policy: path_policy ?? node.path_policy });
+      if (kind === "node") Object.assign(news, { name: name ?? node.name, standing: standing ?? node.standing, refusal, path_policy: path_policy ?? node.path_policy, drained_at_ms });
       if (news.presence.state !== "online" && news.presence.state !== "degraded") news.presence.health = null;
       machine.node = news;
       if (kind === "node_health" && data.health) machine.hear(data.health as Health);
@@ -220,10 +253,13 @@ class HubState {
   }
 
   #soon(): void {
+    const wait = this.#stale.size > ONE_BY_ONE ? Math.max(60, this.#listed + LIST_MS - Date.now()) : 60;
     this.#timer ??= setTimeout(() => {
       this.#timer = undefined;
-      void this.#refresh();
-    }, 60);
+      // Meanwhile there may be more of them.
+      if (this.#stale.size > ONE_BY_ONE && Date.now() < this.#listed + LIST_MS) this.#soon();
+      else void this.#refresh();
+    }, wait);
   }
 
   async #refresh(): Promise<void> {
@@ -233,7 +269,10 @@ class HubState {
     this.#sessionsStale = false;
     try {
       if (sessions) this.sessions = await all<Session>("/api/sessions");
-      if (ids.length > ONE_BY_ONE) this.#take(await all<Node>("/api/nodes"));
+      if (ids.length > ONE_BY_ONE) {
+        this.#listed = Date.now();
+        this.#take(await all<Node>("/api/nodes"));
+      }
       else await Promise.all(ids.map((id) => this.#look(id)));
     } catch {
       // The link says when the hub is back, and everything is read then.

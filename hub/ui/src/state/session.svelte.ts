@@ -104,6 +104,11 @@ export class SessionState {
     if (failed) throw failed.reason;
   }
 
+  /** A task that was asked for elsewhere on the page. */
+  put(task: Task): void {
+    this.#putTasks([task]);
+  }
+
   async say(text: string): Promise<void> {
     this.messages = merge(this.messages, [await post<EventRow>(`${this.#path}/messages`, { text })]);
   }
@@ -111,6 +116,9 @@ export class SessionState {
   #hear(kind: string, data: unknown): void {
     if (kind === "output" || kind === "output_gap") {
       const event = data as OutputEvent;
+      // What terminals show and browsers answer is read where it is shown.
+      const spec = this.#byId.get(event.task)?.spec;
+      if (spec?.terminal || spec?.browser) return;
       const output = this.output(event.task);
       if (event.next_offset !== undefined) output.gap(event.stream, event.next_offset);
       else output.piece(event.stream, event.offset, decode(event));
