@@ -58,7 +58,7 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
         report.add(
             name,
             match found.1 {
-                Some(other) => metric.wanted(Target::at_most(other.median() + WAY_MS)),
+                Some(other) => metric.wanted(Target::at_most(((other.median() + WAY_MS) * 10.0).round() / 10.0)),
                 None => metric,
             },
         );

@@ -9,7 +9,7 @@ use cortex_wire::{
 };
 use serde_json::{Value, json};
 
-use super::{Fault, page::Page, running::Browser, state::Stage};
+use super::{Fault, page::Page, running::Browser, snapshot::Settle, state::Stage};
 use crate::shell::output::Output;
 
 mod data;
@@ -228,8 +228,13 @@ impl<'a> Turn<'a> {
             return;
         }
         let whole = self.order.report == Report::Full;
-        // What a script changes is changed when it has ended.
-        let wait = changes_pages(&self.order.action) && !matches!(self.order.action, Action::Evaluate { .. });
+        let wait = match &self.order.action {
+            action if !changes_pages(action) => Settle::No,
+            // What a script changes is changed when it has ended.
+            Action::Evaluate { .. } => Settle::No,
+            Action::Fill { .. } => Settle::Task,
+            _ => Settle::Frame,
+        };
         let mut told = None;
         loop {
             match tokio::time::timeout_at(until.into(), page.change(whole, wait)).await {

@@ -416,13 +416,14 @@
     addEventListener('input', finish, { capture: true, once: true });
     function finish() { clearTimeout(timer); watch.disconnect(); removeEventListener('input', finish, true); done(changes); }
   });
-  // What an action has set off has had a frame to show itself.
-  const settle = () => new Promise((done) => {
+  // What an action has set off has had a frame to show itself; what a script or a value has, the handlers of its events.
+  const settle = (frame) => new Promise((done) => {
+    if (!frame) return void setTimeout(done, 0);
     const timer = setTimeout(done, 60);
     requestAnimationFrame(() => setTimeout(() => { clearTimeout(timer); done(); }, 0));
   });
   const report = async ({ gen, since, filter, budget, wait }) => {
-    if (wait) await settle();
+    if (wait !== 'no') await settle(wait === 'frame');
     if (since !== null && since === changes) return { changes, title: doc('title'), url: location.href, same: true };
     return snapshot({ gen, filter, skip: 0, budget, depth: null, scope: null });
   };

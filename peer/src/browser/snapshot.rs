@@ -20,6 +20,27 @@ const CLOSED_ROOTS: usize = 16;
 /// Lines of two snapshots that are compared one by one.
 const COMPARED: usize = 1_000_000;
 
+/// What a page is given before it is looked at, for what an action has set off to show itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settle {
+    /// Nothing.
+    No,
+    /// Its handlers run.
+    Task,
+    /// And a frame is drawn.
+    Frame,
+}
+
+impl Settle {
+    fn word(self) -> &'static str {
+        match self {
+            Self::No => "no",
+            Self::Task => "task",
+            Self::Frame => "frame",
+        }
+    }
+}
+
 /// What is wanted of a snapshot.
 #[derive(Debug, Clone)]
 pub struct Wanted {
@@ -199,14 +220,14 @@ impl Page<'_> {
     ///
     /// # Errors
     /// [`Fault`].
-    pub async fn change(&self, whole: bool, wait: bool) -> Result<(Value, String, String), Fault> {
+    pub async fn change(&self, whole: bool, wait: Settle) -> Result<(Value, String, String), Fault> {
         let frame = self.main().await?;
         let before =
             self.browser.state().tabs.get(&self.tab).and_then(|tab| tab.told.clone()).filter(|told| told.generation == frame.generation);
         let has_frames = self.browser.state().frames_of(self.tab).len() > 1;
         let since = before.as_ref().filter(|_| !whole && !has_frames).map(|told| told.changes);
         // Without a budget nothing is looked at: this only waits, and asks whether anything has changed.
-        let argument = json!({ "gen": frame.generation, "since": since, "filter": "interactive", "budget": 0, "wait": wait });
+        let argument = json!({ "gen": frame.generation, "since": since, "filter": "interactive", "budget": 0, "wait": wait.word() });
         let said = self.call(&frame, "(a) => cortex.report(a)", &argument).await?;
         if said["same"] == Value::Bool(true) {
             let text = |key: &str| said[key].as_str().map(|text| cortex_wire::text::clean(text, limits::TEXT_BYTES)).unwrap_or_default();
