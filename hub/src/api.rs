@@ -46,6 +46,7 @@ pub mod guard;
 pub mod health;
 pub mod history;
 pub mod invite;
+pub mod linger;
 pub mod listener;
 pub mod metrics;
 pub mod node;
@@ -220,6 +221,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .method_not_allowed_fallback(pages::wrong_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES))
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
+        .layer(middleware::from_fn(linger::linger))
         .layer(middleware::from_fn_with_state(api.clone(), metrics::count))
         .with_state(api)
 }

@@ -16,8 +16,6 @@ use super::{BODY_BYTES, paging::PageQuery, problem::Problem};
 
 /// Bodies are small; one that takes longer holds a connection for nothing.
 const SLOWEST_BODY: Duration = Duration::from_secs(30);
-/// What is read of a body that is too large, beyond what would have been allowed.
-const DROPPED_BYTES: usize = 16 * 1024 * 1024;
 
 /// A JSON body. No body at all reads as `{}`.
 #[derive(Debug)]
@@ -66,22 +64,18 @@ enum ReadFault {
     Broken(axum::Error),
 }
 
-/// The body, if it is no larger than [`BODY_BYTES`]. The rest of one that is larger is read and dropped, up to a bound: a client that is answered
-/// while it still sends would see a broken connection instead of the answer.
+/// The body, if it is no larger than [`BODY_BYTES`].
 async fn read_whole(request: Request) -> Result<Bytes, ReadFault> {
     let mut pieces = request.into_body().into_data_stream();
-    let (mut body, mut seen) = (BytesMut::new(), 0);
+    let mut body = BytesMut::new();
     while let Some(piece) = pieces.next().await {
         let piece = piece.map_err(ReadFault::Broken)?;
-        seen += piece.len();
-        if seen > BODY_BYTES + DROPPED_BYTES {
-            break;
+        if body.len() + piece.len() > BODY_BYTES {
+            return Err(ReadFault::TooLarge);
         }
-        if seen <= BODY_BYTES {
-            body.extend_from_slice(&piece);
-        }
+        body.extend_from_slice(&piece);
     }
-    if seen <= BODY_BYTES { Ok(body.freeze()) } else { Err(ReadFault::TooLarge) }
+    Ok(body.freeze())
 }
 
 /// Whether the headers announce JSON.

@@ -208,6 +208,23 @@ async fn nonsense_on_the_http_port_harms_nobody() -> Result<()> {
 }
 
 #[tokio::test]
+async fn who_sends_everything_before_reading_hears_why_it_was_refused() -> Result<()> {
+    let stage = Stage::set().await?;
+    let http = stage.hub.http_address();
+    let mut stream = TcpStream::connect(http).await?;
+    let head = format!("PUT /api/sessions/{}/files/large HTTP/1.1\r\nHost: {http}\r\nContent-Length: {}\r\n\r\n", stage.session, 48 << 20);
+    stream.write_all(head.as_bytes()).await?;
+    for _ in 0..48 {
+        stream.write_all(&[0; 1 << 20]).await?;
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    let mut said = [0; 12];
+    stream.read_exact(&mut said).await?;
+    assert_eq!(&said, b"HTTP/1.1 401");
+    stage.still_works().await
+}
+
+#[tokio::test]
 async fn json_that_is_too_large_or_too_strange_is_refused_with_a_problem() -> Result<()> {
     let stage = Stage::set().await?;
     let hub = &stage.hub;
