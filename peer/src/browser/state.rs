@@ -881,8 +881,8 @@ mod tests {
             state.apply("S1", "Page.javascriptDialogOpening", &json!({"type": "alert"}));
             state.attached("", &format!("P{n}"), "page", &format!("T{n}"));
             state.attached("S1", &format!("W{n}"), "worker", &format!("V{n}"));
-            state.apply("S1", "Input.dragIntercepted", &json!({"data": "x".repeat(2 * DRAG_BYTES)}));
         }
+        state.apply("S1", "Input.dragIntercepted", &json!({"data": "x".repeat(2 * DRAG_BYTES)}));
         assert!(state.sessions.len() <= SESSIONS && state.tabs[&1].drag.is_none());
         assert!(state.console.len() <= REMEMBERED && state.frames.len() <= FRAMES && state.under_way.len() <= UNDER_WAY);
         assert!(state.downloads.len() <= REMEMBERED && state.tabs.len() <= TABS && state.dialogs.len() <= 20);

@@ -181,7 +181,7 @@ async fn a_relay_that_is_stopped_is_left_without_a_gap_and_comes_back_as_the_sta
     assert_eq!(two.both_links().await?, home);
     let times = two.silence(chatter).await?;
     let gaps: Vec<Duration> = stops.iter().map(|(from, to)| gap(&times, *from, *to)).collect();
-    assert!(gaps.iter().all(|gap| *gap < Duration::from_secs(1)), "{gaps:?}");
+    assert!(gaps.iter().all(|gap| *gap < Duration::from_secs(2)), "{gaps:?}");
     assert!(!two.peer.process.log().contains("does not answer"), "it moved in time, and not because of silence");
     Ok(())
 }
@@ -203,7 +203,7 @@ async fn both_relays_may_die_and_the_task_reports_when_they_are_back() -> Result
     }
     two.both_links().await?;
     let times = two.silence(chatter).await?;
-    assert!(gap(&times, from, to - Duration::from_millis(100)) < Duration::from_secs(1));
+    assert!(gap(&times, from, to - Duration::from_millis(100)) < Duration::from_secs(2));
     Ok(())
 }
 
@@ -318,6 +318,6 @@ async fn relays_come_and_go_while_everything_runs() -> Result<()> {
     let refused = problem(two.hub.call::<Value>(Method::DELETE, &format!("/api/relays/{configured}"), None).await)?;
     assert_eq!((refused.status, refused.code.as_str()), (409, "relay_is_configured"));
     let times = two.silence(chatter).await?;
-    assert!(gap(&times, from, to) < Duration::from_secs(1));
+    assert!(gap(&times, from, to) < Duration::from_secs(2));
     Ok(())
 }
