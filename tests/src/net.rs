@@ -336,6 +336,9 @@ impl Drop for Echo {
     }
 }
 
+/// What jumbo frames carry, in bytes.
+const JUMBO: u32 = 9_000;
+
 /// A laboratory: see the module's drawing. All of it is removed when it is dropped, with everything that still runs in it.
 #[derive(Debug)]
 pub struct Lab {
@@ -584,6 +587,19 @@ impl Lab {
              ip daddr {ELSEWHERE} tcp dport {port} accept\n counter drop\n }}\n }}\n"
         );
         self.peer_router.nft(&rules)
+    }
+
+    /// Jumbo frames pass everywhere.
+    ///
+    /// # Errors
+    /// When it cannot be changed.
+    pub fn widen(&self) -> Result<()> {
+        let Self { hub, hub_router, internet, relay, elsewhere, peer_router, peer, .. } = self;
+        let inside = [(hub, "lan"), (hub_router, "lan"), (peer, "lan"), (peer_router, "lan")];
+        let outside = [(hub_router, "wan"), (peer_router, "wan"), (relay, "wan"), (elsewhere, "wan")];
+        let ports = ["relay", "elsewhere", "hub", "peer", "switch"].map(|port| (internet, port));
+        let mut all = inside.into_iter().chain(outside).chain(ports);
+        all.try_for_each(|(at, device)| at.ip(&format!("link set {device} mtu {JUMBO}")))
     }
 
     /// Nothing larger than this passes the peer's router and its provider, in either direction.

@@ -92,7 +92,7 @@ impl Rogue {
     /// When the relay does not answer.
     pub async fn connect(&self, relay: &RelayEndpoint) -> Result<Connection> {
         let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
-        let config = quic::client_config(&self.key, Some(*relay.id.key()), prefix, Purpose::Link)?;
+        let config = quic::client_config(&self.key, Some(*relay.id.key()), prefix, Purpose::Link, quic::PACKET_BYTES)?;
         let connecting = self.endpoint.connect_with(config, self.path_to(relay)?, "relay.invalid")?;
         Ok(tokio::time::timeout(PATIENCE, connecting).await.context("the relay does not answer")??)
     }
@@ -103,7 +103,7 @@ impl Rogue {
     /// When the hub does not answer.
     pub async fn talk(&self, relay: &RelayEndpoint, hub: &HubId) -> Result<Talk> {
         let prefix = Prefix::Route(Route::of(hub.key()));
-        let config = quic::client_config(&self.key, None, prefix, Purpose::Mesh)?;
+        let config = quic::client_config(&self.key, None, prefix, Purpose::Mesh, quic::PACKET_BYTES)?;
         let connecting = self.endpoint.connect_with(config, self.path_to(relay)?, "hub.invalid")?;
         let talk = async {
             let connection = connecting.await?;

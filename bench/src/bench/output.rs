@@ -23,7 +23,7 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let ssh = if setting.against(ssh::NAME) { report.found(Ssh::start(setting.folder())?) } else { None };
-    let plain = PlainHub::new();
+    let plain = PlainHub::new().with_large_packets();
     let mut stack = Stack::start(setting.folder(), &[plain.id()])?;
     let bytes: u64 = setting.pick(1 << 30, 1 << 28);
     let rate = |took: Duration| bytes as f64 / 1e6 / took.as_secs_f64();

@@ -56,6 +56,7 @@ pub struct PlainHub {
     root: SecretKey,
     transport: SecretKey,
     ticket: SecretKey,
+    packet_bytes: u16,
 }
 
 /// One end of the pair, linked to the relay.
@@ -70,7 +71,13 @@ impl PlainHub {
     /// With fresh keys.
     pub fn new() -> Self {
         let key = || SecretKey::from_seed(clock::random());
-        Self { root: key(), transport: key(), ticket: key() }
+        Self { root: key(), transport: key(), ticket: key(), packet_bytes: quic::PACKET_BYTES }
+    }
+
+    /// The same with the large packets that loopback takes, as peers have.
+    #[must_use]
+    pub fn with_large_packets(self) -> Self {
+        Self { packet_bytes: quic::packet_bytes(([127, 0, 0, 1], 9).into()), ..self }
     }
 
     /// What the relay has to be told to serve.
@@ -94,8 +101,9 @@ impl PlainHub {
             let mut sending = JoinSet::new();
             for _ in 0..nodes {
                 let (end, root, key) = self.node(relay).await?;
+                let packet_bytes = self.packet_bytes;
                 sending.spawn(async move {
-                    let connection = end.dial(&key, &root).await?;
+                    let connection = end.dial(&key, &root, packet_bytes).await?;
                     pour(&connection, bytes).await
                 });
             }
@@ -150,7 +158,7 @@ impl PlainHub {
         };
         let ask = || async {
             let (end, root, key) = self.node(relay).await?;
-            let connection = end.dial(&key, &root).await?;
+            let connection = end.dial(&key, &root, self.packet_bytes).await?;
             let (mut send, mut recv) = connection.accept_bi().await?;
             recv.read_exact(&mut [0; 1]).await?;
             let mut bytes = [7; BYTES];
@@ -271,7 +279,7 @@ impl PlainHub {
 
     async fn send(&self, relay: &RelayEndpoint, bytes: u64) -> anyhow::Result<()> {
         let (end, root, key) = self.node(relay).await?;
-        let connection = end.dial(&key, &root).await?;
+        let connection = end.dial(&key, &root, self.packet_bytes).await?;
         pour(&connection, bytes + WARM_BYTES).await
     }
 }
@@ -366,8 +374,8 @@ impl End {
         self.endpoint.wait_idle().await;
     }
 
-    async fn dial(&self, key: &SecretKey, hub: &SecretKey) -> anyhow::Result<Connection> {
-        let config = quic::client_config(key, None, Prefix::Route(Route::of(&hub.public())), Purpose::Mesh)?;
+    async fn dial(&self, key: &SecretKey, hub: &SecretKey, packet_bytes: u16) -> anyhow::Result<Connection> {
+        let config = quic::client_config(key, None, Prefix::Route(Route::of(&hub.public())), Purpose::Mesh, packet_bytes)?;
         Ok(self.endpoint.connect_with(config, self.address, "hub.cortex.invalid")?.await?)
     }
 }

@@ -140,7 +140,8 @@ impl Mesh {
         let hub = self.options.hub;
         let prefix = quic::Prefix::Route(Route::of(hub.key()));
         // Any key: the hub's root says in its hello which one is right, so transport keys can be renewed.
-        let config = quic::client_config(&self.options.key, None, prefix, quic::Purpose::Mesh)?;
+        let packet_bytes = self.dialler.socket.packet_bytes();
+        let config = quic::client_config(&self.options.key, None, prefix, quic::Purpose::Mesh, packet_bytes)?;
         let connection = self.endpoint.connect_with(config, home.virtual_address, "hub.cortex.invalid")?.await?;
         let (send, recv) = connection.accept_bi().await?;
         let mut reader = FrameReader::new(recv, limits::CONTROL_FRAME_BYTES);

@@ -322,7 +322,8 @@ impl Lab {
         let endpoint = Endpoint::new_with_abstract_socket(config, None, socket.clone(), Arc::new(quinn::TokioRuntime)).unwrap();
         let tag = RelayTag::of(self.relay.id().key());
         let virtual_address = socket.relay_path(tag, self.address);
-        let config = quic::client_config(node, Some(*self.relay.id().key()), Prefix::Relay(tag), Purpose::Link).unwrap();
+        let config =
+            quic::client_config(node, Some(*self.relay.id().key()), Prefix::Relay(tag), Purpose::Link, quic::PACKET_BYTES).unwrap();
         let connection = endpoint.connect_with(config, virtual_address, "lab.invalid").unwrap().await.unwrap();
         let link = Arc::new(LinkEnd { connection, pings: AsyncMutex::default() });
         Member { link, endpoint, virtual_address, key: node.clone(), root: node.clone(), orders: None }
@@ -330,7 +331,7 @@ impl Lab {
 
     async fn mesh(&self, from: &Member, to: &Member) -> Result<Connection, quinn::ConnectionError> {
         let prefix = Prefix::Route(Route::of(&to.root.public()));
-        let config = quic::client_config(&from.key, None, prefix, Purpose::Mesh).unwrap();
+        let config = quic::client_config(&from.key, None, prefix, Purpose::Mesh, quic::PACKET_BYTES).unwrap();
         from.endpoint.connect_with(config, from.virtual_address, "lab.invalid").unwrap().await
     }
 

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use cortex_tests::{
     api::Shell,
     hub::{Hub, HubOptions, fresh_root},
-    net::{ELSEWHERE, Place},
+    net::{ELSEWHERE, Lab, Place},
     peer::PeerOptions,
     program::{self, Process},
     relay::Relay,
@@ -85,11 +85,14 @@ async fn nothing_is_lost_where_packets_may_have_1280_bytes() -> Result<()> {
     let away = Away::set_with("", |lab| lab.narrow(1_280)).await?;
     away.path_is("relay").await?;
     away.moves_megabytes().await?;
-    // Where it was wider when the connection was made.
-    let away = Away::set_with("", |_| Ok(())).await?;
-    away.moves_megabytes().await?;
-    away.prints_on(async |lab| lab.narrow(1_280)).await?;
-    away.moves_megabytes().await
+    // Where it was wider when the connection was made, and where it was much wider.
+    for wider in [|_: &Lab| Ok(()), Lab::widen] {
+        let away = Away::set_with("", wider).await?;
+        away.moves_megabytes().await?;
+        away.prints_on(async |lab| lab.narrow(1_280)).await?;
+        away.moves_megabytes().await?;
+    }
+    Ok(())
 }
 
 /// A proxy on the internet.

@@ -148,8 +148,7 @@ pub async fn connect(
     packet_bytes: u16,
 ) -> Result<Connection, LinkError> {
     let prefix = Prefix::Relay(RelayTag::of(relay.id.key()));
-    let mut config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link)?;
-    config.transport_config(quic::dialled_link(packet_bytes));
+    let config = quic::client_config(key, Some(*relay.id.key()), prefix, Purpose::Link, packet_bytes)?;
     let connecting = endpoint.connect_with(config, virtual_address, "relay.cortex.invalid")?;
     in_time(relay, async {
         connecting.await.map_err(|source| match source {

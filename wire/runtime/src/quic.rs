@@ -139,7 +139,7 @@ pub fn server_config(key: &SecretKey, purpose: Purpose) -> Result<quinn::ServerC
     Ok(config)
 }
 
-/// Settings for dialling the server with this `prefix` and, when given, this key.
+/// Settings for dialling the server with this `prefix` and, when given, this key, with packets of at most `packet_bytes`.
 ///
 /// # Errors
 /// When TLS refuses them.
@@ -148,30 +148,22 @@ pub fn client_config(
     expected: Option<PublicKey>,
     prefix: Prefix,
     purpose: Purpose,
+    packet_bytes: u16,
 ) -> Result<quinn::ClientConfig, rustls::Error> {
     let tls = tls::client(key, expected, purpose.alpn())?;
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     config.initial_dst_cid_provider(Arc::new(move || prefix.connection_id::<INITIAL_CID_LEN>()));
-    config.transport_config(client_transport(purpose, PACKET_BYTES));
+    let mut transport = transport(purpose, packet_bytes);
+    // The client keeps the path and the NAT mapping alive; one side is enough.
+    transport.keep_alive_interval(Some(Duration::from_secs(10)));
+    config.transport_config(Arc::new(transport));
     Ok(config)
-}
-
-/// Settings of a link for whoever dials it, with packets of at most `packet_bytes`.
-pub fn dialled_link(packet_bytes: u16) -> Arc<TransportConfig> {
-    client_transport(Purpose::Link, packet_bytes)
 }
 
 /// Settings of a link for whoever accepts it, with packets of at most `packet_bytes`.
 pub fn accepted_link(packet_bytes: u16) -> Arc<TransportConfig> {
     Arc::new(transport(Purpose::Link, packet_bytes))
-}
-
-fn client_transport(purpose: Purpose, packet_bytes: u16) -> Arc<TransportConfig> {
-    let mut transport = transport(purpose, packet_bytes);
-    // The client keeps the path and the NAT mapping alive; one side is enough.
-    transport.keep_alive_interval(Some(Duration::from_secs(10)));
-    Arc::new(transport)
 }
 
 /// Windows as measured in the design's transport report: they matter from 50 ms of round trip on, and are limits, not allocations. What is

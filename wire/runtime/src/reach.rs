@@ -214,10 +214,7 @@ impl Way {
 
     /// Makes `carrier` the path's, and connects by it.
     async fn connect_by(&self, carrier: Carrier) -> Result<Connection, LinkError> {
-        let packet_bytes = match &carrier {
-            Carrier::Udp(address) => quic::packet_bytes(*address),
-            Carrier::Tunnel(_) => quic::PACKET_BYTES,
-        };
+        let packet_bytes = carrier.packet_bytes();
         let virtual_address = self.socket.carry(self.tag, carrier);
         link::connect(&self.endpoint, virtual_address, &self.relay, &self.key, packet_bytes).await
     }

@@ -34,6 +34,7 @@ use quinn::{
 use crate::{
     direct::{self, Direct},
     packet::Inbox,
+    quic,
     silence::Silence,
     tunnel::{self, Tunnel},
     udp::{AllWritable, Udp},
@@ -75,6 +76,14 @@ impl Carrier {
         match self {
             Self::Udp(_) => "udp",
             Self::Tunnel(_) => "tcp",
+        }
+    }
+
+    /// The largest packets that are worth trying by it; see [`quic::packet_bytes`].
+    pub fn packet_bytes(&self) -> u16 {
+        match self {
+            Self::Udp(address) => quic::packet_bytes(*address),
+            Self::Tunnel(_) => quic::PACKET_BYTES,
         }
     }
 
@@ -244,6 +253,13 @@ impl NodeSocket {
     pub fn carrier(&self, tag: RelayTag) -> Option<Carrier> {
         let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
         paths.iter().find(|path| path.has_tag(tag))?.relay()?.carrier.clone()
+    }
+
+    /// The largest packets that are worth trying on every way there is now: an end-to-end connection may come to go by any of them.
+    pub fn packet_bytes(&self) -> u16 {
+        let paths = self.paths.read().unwrap_or_else(PoisonError::into_inner);
+        let carriers = paths.iter().filter_map(|path| path.relay()?.carrier.as_ref());
+        carriers.map(Carrier::packet_bytes).min().unwrap_or(quic::PACKET_BYTES)
     }
 
     /// Changes a path, which is made when there is none, and returns its index.
