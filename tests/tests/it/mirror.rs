@@ -5,6 +5,7 @@
 //! | [`chaos`] | everything is killed again and again under people who write |
 //! | [`api`] | changes and history through the API |
 //! | [`attach`] | nodes that leave and come back, sessions that end |
+//! | [`denied`] | what the peer may not touch |
 //! | [`hold`] | locks, and questions before much is deleted |
 //! | [`access`] | who sees nothing |
 //! | [`ignore`] | what is not synced |
@@ -16,6 +17,7 @@ mod access;
 mod api;
 mod attach;
 mod chaos;
+mod denied;
 mod hold;
 mod ignore;
 mod large;

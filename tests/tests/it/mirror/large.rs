@@ -60,7 +60,7 @@ fn futures(count: usize) -> impl futures_util::Stream<Item = std::io::Result<Byt
 }
 
 /// A small disk.
-struct Disk {
+pub(super) struct Disk {
     at: PathBuf,
     _folder: Option<TempDir>,
 }
@@ -72,13 +72,17 @@ impl Disk {
         Ok(Self { at: folder.path().to_owned(), _folder: Some(folder) })
     }
 
-    fn over(folder: &Path, size: &str) -> Result<Self> {
+    pub(super) fn over(folder: &Path, size: &str) -> Result<Self> {
         mount(&["-t", "tmpfs", "-o", &format!("size={size},mode=0700"), "tmpfs"], folder)?;
         Ok(Self { at: folder.to_owned(), _folder: None })
     }
 
     fn resize(&self, size: &str) -> Result<()> {
-        mount(&["-o", &format!("remount,size={size}")], &self.at)
+        self.remount(&format!("size={size}"))
+    }
+
+    pub(super) fn remount(&self, option: &str) -> Result<()> {
+        mount(&["-o", &format!("remount,{option}")], &self.at)
     }
 }
 
