@@ -13,6 +13,8 @@ need ip iproute2
 need nft nftables
 need conntrack conntrack
 need chromium chromium
+need Xvfb xvfb
+need xwininfo x11-utils
 need dash dash
 need tinyproxy tinyproxy
 need microsocks microsocks

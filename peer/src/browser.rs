@@ -55,7 +55,7 @@ mod state;
 mod transport;
 
 pub use address::{Allowed, Network};
-pub use options::{BrowserOptions, LEVEL, LEVEL_BARE};
+pub use options::{BrowserOptions, LEVEL, LEVEL_BARE, Screen, why_bare};
 pub use outbox::Outbox;
 
 use running::Browser;
@@ -66,6 +66,9 @@ const WORLD: &str = "cortex";
 const SCRIPT: &str = include_str!("browser/page.js");
 /// Why there are no browsers here, when there are none.
 pub const OFF: &str = "browser actions are switched off on this node (browser.enabled in peer.yaml)";
+/// Why a window cannot be shown.
+const NO_SCREEN: &str = "the browser is to have a window, and the peer knows no screen: start the peer in a desktop session (with DISPLAY or WAYLAND_DISPLAY in its environment), \
+     or set browser.headless: true in peer.yaml";
 /// Browsers of one node at a time.
 const BROWSERS: usize = 16;
 
@@ -172,9 +175,12 @@ impl Browsers {
     /// The program.
     ///
     /// # Errors
-    /// What to do when there is none.
+    /// What to do when there is none, or no screen for its window.
     pub fn find(&self) -> Result<PathBuf, String> {
         let none = "no browser was found on this node; install Chromium (Debian: apt install chromium) or name it in peer.yaml under browser.program";
+        if self.0.options.screen.as_ref().is_some_and(|screen| !screen.is_named()) {
+            return Err(NO_SCREEN.into());
+        }
         match &self.0.options.program {
             Some(program) if program.is_file() => Ok(program.clone()),
             Some(program) => Err(format!("there is no browser at {}; correct browser.program in peer.yaml", program.display())),

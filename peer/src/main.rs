@@ -10,7 +10,7 @@ use std::{
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use cortex_peer::{
-    browser::{BrowserOptions, Browsers},
+    browser::{BrowserOptions, Browsers, Screen},
     capabilities, cgroup,
     config::{self, EXAMPLE, PeerConfig, SettingError},
     doctor,
@@ -445,7 +445,7 @@ fn browser_options(settings: &PeerConfig, state: &State) -> Result<Option<Browse
         scratch_dir: state.path().join("browsers"),
         workspace_dir: settings.workspace_dir(),
         allowed,
-        headless: settings.browser.headless,
+        screen: (!settings.browser.headless).then(Screen::of_environment),
         idle: Duration::from_secs(settings.browser.idle_s),
         download_bytes: settings.browser.download_mib * 1024 * 1024,
     }))

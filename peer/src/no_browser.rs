@@ -23,7 +23,7 @@ mod options;
 mod outbox;
 
 pub use address::{Allowed, Network};
-pub use options::{BrowserOptions, LEVEL, LEVEL_BARE};
+pub use options::{BrowserOptions, LEVEL, LEVEL_BARE, Screen, why_bare};
 pub use outbox::Outbox;
 
 /// Why there are no browsers here.

@@ -48,6 +48,9 @@ const SHARED_MEMORY_BYTES: u64 = 256 * 1024 * 1024;
 /// The longest name of a folder for temporary files in which there is room for a socket's name.
 const TEMPORARY_BYTES: usize = 56;
 
+/// Most often it is the screen that is not there.
+const WINDOW_ADVICE: &str = " (It was to have a window; without a screen that the peer may use, set browser.headless: true in peer.yaml.)";
+
 /// Events that a browser may tell at once, and then in each second.
 const EVENTS_AT_ONCE: f64 = 1_000.0;
 const EVENTS_PER_SECOND: f64 = 50.0;
@@ -278,7 +281,8 @@ impl Browser {
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 let bytes: Vec<u8> = said.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
                 let said = cortex_wire::text::clean(&String::from_utf8_lossy(&bytes), 400);
-                Err(Fault::new("no_browser", format!("the browser `{}` did not start: {said}", program.display())))
+                let advice = if options.screen.is_some() { WINDOW_ADVICE } else { "" };
+                Err(Fault::new("no_browser", format!("the browser `{}` did not start: {said}{advice}", program.display())))
             }
         }
     }
@@ -299,7 +303,7 @@ impl Browser {
         let mut arguments = vec![program.to_string_lossy().into_owned()];
         arguments.extend(FLAGS.map(str::to_owned));
         arguments.push(FEATURES_OFF.to_owned());
-        if options.headless {
+        if options.screen.is_none() {
             arguments.extend(["--headless=new", "--hide-scrollbars", "--window-size=1280,800"].map(str::to_owned));
         }
         if self.is_bare {
@@ -334,10 +338,7 @@ impl Browser {
             ("LANG".into(), std::env::var_os("LANG").unwrap_or_else(|| "C.UTF-8".into())),
             ("PATH".into(), std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into())),
         ];
-        if !options.headless {
-            let shown = ["DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "XDG_RUNTIME_DIR"];
-            variables.extend(shown.iter().filter_map(|name| Some(((*name).to_owned(), std::env::var_os(name)?))));
-        }
+        variables.extend(options.screen.iter().flat_map(super::Screen::variables));
         let assignment =
             |(name, value): (String, OsString)| CString::new([name.into_bytes(), b"=".to_vec(), value.into_vec()].concat()).ok();
         variables.into_iter().filter_map(assignment).collect()

@@ -692,7 +692,9 @@ impl State {
         let (begun, already) = (self.downloads_begun, self.downloaded_bytes);
         let Some(download) = self.downloads.get_mut(guid).filter(|download| !download.is_over()) else { return Next::Nothing };
         if begun > DOWNLOADS {
-            return Next::Cancel("a thousand files were downloaded by this browser, which is all that it may");
+            return Next::Cancel(
+                "a thousand files were downloaded by this browser, which is all that it may; after the action `close` a new one begins to count anew",
+            );
         }
         if all > quota {
             return Next::Cancel("it is larger than what this browser may still download (browser.download_mib in peer.yaml)");

@@ -91,8 +91,7 @@ impl Inner {
                 let level = browsers.settled_level(*session).await.map_err(cannot_start)?;
                 // Chromium brings its own walls.
                 if strict && level != browser::LEVEL {
-                    let why = "Chromium's own sandbox is off, because the peer runs as root or in a container";
-                    return Err(Rejection::SandboxUnavailable(why.into()));
+                    return Err(Rejection::SandboxUnavailable(browser::why_bare().into()));
                 }
                 Ok(Prepared::Browser(Box::new(order), level))
             }

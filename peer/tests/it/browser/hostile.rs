@@ -13,7 +13,7 @@ use super::{Bench, options, reference, shown, site::Site};
 use crate::hub::Hub;
 
 /// Processes of a kind that show pages for this bench: the first of them has its home in its folder, and all of them are of its session.
-fn processes(bench: &Bench, kind: &str) -> Vec<Pid> {
+pub fn processes(bench: &Bench, kind: &str) -> Vec<Pid> {
     let home = bench.hub.path().join("state/browsers").display().to_string();
     let holds = |pid: i32, file: &str, part: &str| {
         fs::read(format!("/proc/{pid}/{file}")).is_ok_and(|bytes| String::from_utf8_lossy(&bytes).contains(part))
@@ -167,6 +167,45 @@ async fn downloads_have_a_quota_and_a_page_names_none_of_them() {
     assert_eq!(last["state"], "too_large", "{all:#}");
     assert!(last["reason"].as_str().unwrap().contains("download_mib"), "{last:#}");
     assert_eq!(fs::read_dir(bench.hub.workspace().join("downloads")).unwrap().count(), before + 1);
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn the_thousand_and_first_file_is_one_too_many_however_small() {
+    const FILES: usize = 1_000;
+    let bench = Bench::new().await;
+    bench.open("names").await;
+    let folder = bench.hub.workspace().join("downloads");
+    let saved = || fs::read_dir(&folder).map_or(0, Iterator::count);
+    let began = Instant::now();
+    for from in (0..FILES).step_by(50) {
+        // A frame saves ten files in a second, whatever it says.
+        bench.act(json!({ "evaluate": { "expression": format!("saveMany({from},{from}+50)") } })).await;
+        while saved() < from + 50 {
+            assert!(began.elapsed() < Duration::from_secs(90), "{} files", saved());
+            bench.act(json!({ "downloads": { "wait": true } })).await;
+        }
+    }
+    bench.act(json!({ "evaluate": { "expression": "save('last')" } })).await;
+    let last = async || {
+        let all = bench.act(json!({ "downloads": { "wait": true } })).await;
+        all["value"]["downloads"].as_array().unwrap().last().unwrap().clone()
+    };
+    while !last().await["name"].as_str().unwrap().starts_with("last") {
+        assert!(began.elapsed() < Duration::from_secs(90), "{}", last().await);
+    }
+    let last = last().await;
+    assert_eq!(last["state"], "too_large", "{last:#}");
+    assert!(last["reason"].as_str().unwrap().contains("close"), "it says what to do: {last:#}");
+    assert_eq!(saved(), FILES, "it is not in the workspace");
+    bench.act(json!("close")).await;
+    bench.open("names").await;
+    bench.act(json!({ "evaluate": { "expression": "save('next')" } })).await;
+    bench.act(json!({ "downloads": { "wait": true } })).await;
+    while saved() < FILES + 1 {
+        assert!(began.elapsed() < Duration::from_secs(90), "a new browser may download again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     bench.end().await;
 }
 

@@ -2,6 +2,9 @@
 
 mod hostile;
 mod site;
+mod visible;
+mod walls;
+mod words;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -28,7 +31,7 @@ fn options(folder: &Path, allow: &[&str]) -> BrowserOptions {
         scratch_dir: folder.join("state/browsers"),
         workspace_dir: folder.join("work"),
         allowed: Arc::new(Allowed(allow.iter().map(|network| network.parse().unwrap()).collect())),
-        headless: true,
+        screen: None,
         idle: Duration::from_secs(600),
         download_bytes: 1 << 30,
     }

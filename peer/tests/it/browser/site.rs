@@ -216,12 +216,63 @@ fn page(path: &str, address: SocketAddr) -> (&'static str, String, String) {
             "x".repeat(query.parse().unwrap_or(0)),
         ),
         "names" => ok(
-            "<a id=a>save</a><script>function save(name){a.href=URL.createObjectURL(new Blob(['evil bytes']));a.download=name;a.click()}</script>",
+            "<a id=a>save</a><script>function save(name){a.href=URL.createObjectURL(new Blob(['evil bytes']));a.download=name;a.click()}\
+             function saveMany(from,to){for(let n=from;n<to;n++){if((n-from)%10==0){const f=document.createElement('iframe');document.body.append(f);window.many=f.contentDocument}\
+             const l=many.createElement('a');many.body.append(l);l.href=URL.createObjectURL(new Blob(['x']));l.download='n'+n;l.click()}}</script>",
+        ),
+        "words" => ok(WORDS),
+        "later" => ok(LATER),
+        "chatty" => ok(
+            "<h1>Chatty</h1><script>let said=0;function again(){fetch('data.json?'+said).then(()=>{if(++said<5)setTimeout(again,200)})}again()</script>",
+        ),
+        "long" => ok_text("x".repeat(query.parse().unwrap_or(0))),
+        "ways" => ok(WAYS),
+        "worker.js" => script("onmessage=e=>fetch(e.data,{mode:'no-cors'}).then(()=>postMessage(1),()=>postMessage(0))"),
+        "shared.js" => script(
+            "onconnect=e=>{let p=e.ports[0];p.onmessage=m=>fetch(m.data,{mode:'no-cors'}).then(()=>p.postMessage(1),()=>p.postMessage(0))}",
+        ),
+        "service.js" => script(
+            "onactivate=e=>e.waitUntil(clients.claim());onmessage=e=>fetch(e.data,{mode:'no-cors'}).then(()=>e.source.postMessage(1),()=>e.source.postMessage(0))",
         ),
         "never" | "ws" => ok(""),
         _ => ("404 Not Found", String::new(), "<h1>nothing here</h1>".into()),
     }
 }
+
+fn ok_text(body: String) -> (&'static str, String, String) {
+    ("200 OK", "Content-Type: text/plain\r\n".into(), body)
+}
+
+fn script(body: &str) -> (&'static str, String, String) {
+    ("200 OK", "Content-Type: text/javascript\r\n".into(), body.into())
+}
+
+const WORDS: &str = "<script>let log=[];</script><div id=pad style='width:200px;height:80px;background:#eee' oncontextmenu=\"event.preventDefault();log.push('menu')\" \
+onmousedown=\"log.push('down'+event.button+(event.shiftKey?'shift,':'')+(event.altKey?'alt':''))\"></div>\
+<form onsubmit=\"event.preventDefault();log.push('sent')\"><input id=line aria-label=Line></form><input id=box type=checkbox checked>\
+<select id=many multiple><option value=a>Apple</option><option value=b>Berry</option><option value=c>Cherry</option></select>\
+<div id=pane style='width:200px;height:60px;overflow:auto'><div style='width:2000px;height:20px'>wide</div></div><input id=files type=file multiple>";
+
+/// One thing comes and another goes, a second after the rest.
+const LATER: &str = "<p id=old>leaving</p><script>setTimeout(()=>{old.remove();document.body.insertAdjacentHTML('beforeend','<p id=new>arrived</p>');location.hash='moved'},800)</script>\
+<script src='worker.js'></script>";
+
+/// Everything with which a page can connect to somebody.
+const WAYS: &str = "<script>\
+const t=p=>Promise.race([p,new Promise(d=>setTimeout(()=>d(0),3000))]),by=e=>new Promise(d=>{e.onload=()=>d(1);e.onerror=()=>d(0)});\
+const put=(n,f)=>{const e=document.createElement(n);f(e);document.body.append(e);return by(e)};\
+const told=(w,m)=>new Promise(d=>{w.onmessage=e=>d(e.data);m()});\
+async function ways(to,stun){const u=n=>'http://'+to+'/target?'+n;navigator.sendBeacon(u('beacon'),'x');\
+const socket=new WebSocket('ws://'+to+'/target?socket'),events=new EventSource(u('events'));\
+await navigator.serviceWorker.register('service.js');await navigator.serviceWorker.ready;\
+const work=new Worker('worker.js'),shared=new SharedWorker('shared.js').port;\
+const rtc=new RTCPeerConnection({iceServers:[{urls:'stun:'+stun}]});rtc.createDataChannel('x');rtc.createOffer().then(o=>rtc.setLocalDescription(o));\
+const link=(n,r)=>put('link',e=>{e.rel=r;if(r=='preload')e.as='image';e.href=u(n)});link('prefetch','prefetch');link('preconnect','preconnect');\
+await Promise.all([t(fetch(u('fetch'),{mode:'no-cors'}).catch(()=>0)),t(put('img',e=>e.src=u('image'))),t(put('iframe',e=>e.src=u('frame'))),t(put('script',e=>e.src=u('script'))),\
+t(link('style','stylesheet')),t(put('video',e=>{e.src=u('video')})),t(told(work,()=>work.postMessage(u('worker')))),t(told(shared,()=>shared.postMessage(u('shared')))),\
+t(told(navigator.serviceWorker,()=>navigator.serviceWorker.controller?.postMessage(u('service'))||navigator.serviceWorker.ready.then(r=>r.active.postMessage(u('service'))))),\
+t(fetch('redirect?'+u('redirect'),{mode:'no-cors'}).catch(()=>0)),t(new Promise(d=>{socket.onopen=socket.onerror=d})),t(new Promise(d=>{events.onopen=events.onerror=d}))]);\
+events.close();rtc.close();return 'tried'}</script>";
 
 const FORM: &str = "<h1>Form</h1><nav><a href=second>Second</a></nav>\
 <form onsubmit=\"event.preventDefault();document.getElementById('out').textContent='sent '+[...new FormData(this).entries()].map(e=>e.join('=')).join('&')\">\
