@@ -3,7 +3,10 @@
 //! [`State`] and [`State::may_become`] are the one transition table that hub and node use. [`Gate`] is the node's door:
 //! signature, ids, boot nonce, sequence, deadline, policy, in that order.
 
-use std::{collections::BTreeSet, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -224,6 +227,23 @@ pub fn reunite(state: State, fence: u64, cancel_asked: bool, held: Option<Held>)
             State::Running => Reunion::Lost("the peer no longer knows the task"),
             _ => Reunion::Waits,
         },
+    }
+}
+
+/// What such a comparison took charge of, and under which fences. A delivery of it that was under way then is out of date; a later lease is not.
+#[derive(Debug, Clone, Default)]
+pub struct Settled(BTreeMap<TaskId, u64>);
+
+impl Settled {
+    /// Whether a delivery under this fence has been dealt with.
+    pub fn covers(&self, task: &TaskId, fence: u64) -> bool {
+        self.0.get(task).is_some_and(|settled| fence <= *settled)
+    }
+}
+
+impl FromIterator<(TaskId, u64)> for Settled {
+    fn from_iter<I: IntoIterator<Item = (TaskId, u64)>>(tasks: I) -> Self {
+        Self(tasks.into_iter().collect())
     }
 }
 

@@ -22,7 +22,7 @@ use cortex_wire::{
         self, FromTask, InventoryAnswer, InventoryVerdict, OutputAck, ShellTask, Signed, StreamOpen, TaskCancel, TaskInput, TaskInventory,
         TaskLimits, TaskRequest, TaskResponse, TaskResume, ToTask, from_task, stream_open, task_request, to_task,
     },
-    task::{Held, Reunion, State, may_move, reunite, stale},
+    task::{Held, Reunion, Settled, State, may_move, reunite, stale},
 };
 use futures_util::future::{BoxFuture, FutureExt as _};
 use quinn::{RecvStream, SendStream};
@@ -66,8 +66,8 @@ pub(crate) struct Slots {
     sequence: u64,
     /// While the node registers: deliveries that wait until its inventory has been compared with the store.
     late: Option<Vec<(Task, bool)>>,
-    /// What that comparison took charge of, and under which fence: deliveries of it that were under way then are out of date, later leases are not.
-    settled: HashMap<TaskId, u64>,
+    /// What that comparison took charge of.
+    settled: Settled,
 }
 
 impl Slots {
@@ -79,7 +79,7 @@ impl Slots {
             live: HashMap::new(),
             sequence: 0,
             late: Some(Vec::new()),
-            settled: HashMap::new(),
+            settled: Settled::default(),
         }
     }
 
@@ -89,7 +89,7 @@ impl Slots {
     }
 
     fn is_settled(&self, task: &Task) -> bool {
-        self.settled.get(&task.id).is_some_and(|fence| task.fence <= *fence)
+        self.settled.covers(&task.id, task.fence)
     }
 
     /// Who may start now, in the order of the queue.
@@ -148,7 +148,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// What it takes charge of, with the fences.
-    fn fences(&self) -> HashMap<TaskId, u64> {
+    fn fences(&self) -> Settled {
         let lost = self.lost.iter().map(|(task, _)| task);
         self.resume.iter().chain(&self.again).chain(&self.waiting).chain(lost).map(|task| (task.id, task.fence)).collect()
     }

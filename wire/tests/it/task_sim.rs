@@ -1,12 +1,13 @@
 //! The whole task protocol in one process: a hub with a durable store, nodes with durable journals, connections that break, virtual time; by seed.
 //!
+//! Each seed has its own [`Mood`]: how many nodes there are, how often they refuse, how often grants come to nothing, how often connections break.
 //! Hub and nodes are killed before and after every durable write. Streams overtake each other, what was sent is delivered again, and old orders are replayed on newer
 //! connections. Nodes' clocks are a day off. The rules are the real ones: [`State`], [`Gate`] with signatures, [`reunite`], [`Pool`], [`Claimant`].
 //! Whatever happens:
 //! - no task is run twice, and no node starts one that the hub has taken back;
 //! - no final state changes, and every move is in the transition table;
 //! - nothing that was acknowledged is lost: every accepted task is there, and a node forgets a result only when the hub holds a final state;
-//! - once it heals, every task comes to a final state;
+//! - once it heals, every task comes to a final state, and what waits for the pool without an end is run: no node stops claiming, and no lease is forgotten;
 //! - the hub's journal alone tells for each task of the pool to whom it went.
 //!
 //! `CORTEX_SEEDS=n` runs n seeds from `CORTEX_FIRST` on, `CORTEX_SEED=n` that one with a trace.
@@ -22,17 +23,21 @@ use cortex_wire::{
     pool::{Claimant, Command, Declined, Grant, Machine, Needs, Offer, Placement, Pool, SLOT_MS, Waiting},
     schema::{InventoryVerdict, PoolOffer, PoolUpdate, SandboxMode, SandboxPolicy, ShellTask, Signed, TaskRequest, task_request::Kind},
     selector::Selector,
-    task::{Gate, Held, Rejection, Reunion, SequenceWindow, State, may_move, reunite, stale},
+    task::{Gate, Held, Rejection, Reunion, SequenceWindow, Settled, State, may_move, reunite, stale},
 };
 use prost::Message as _;
 
 use crate::random::Random;
 
 const SEEDS: u64 = 1_000;
+/// At most.
 const NODES: usize = 3;
 const SLOTS: u32 = 2;
 const LOST_AFTER_MS: i64 = 600_000;
 const DAY_MS: i64 = 86_400_000;
+/// Longer than any seed goes on.
+const FOREVER_MS: i64 = 1_000 * DAY_MS;
+const NEVER: usize = usize::MAX;
 
 /// Keys are dear to make, and the same for every seed.
 struct Keys {
@@ -47,6 +52,29 @@ impl Keys {
         let key = |seed: u8| SecretKey::from_seed([seed; 32]);
         let policy = Policy::new(SandboxPolicy { mode: SandboxMode::Permissive.into(), task_slots: SLOTS, ..SandboxPolicy::default() });
         Self { root: key(100), task: key(101), nodes: (0..NODES as u8).map(|n| key(n).public().into()).collect(), policy }
+    }
+}
+
+/// How often things go wrong, by seed: each once in so many times.
+#[derive(Clone, Copy, Debug)]
+struct Mood {
+    nodes: usize,
+    /// A node has no room after all.
+    refuses: usize,
+    /// A grant cannot be made.
+    declines: usize,
+    /// A connection ends, at each step.
+    breaks: usize,
+}
+
+impl Mood {
+    fn of(random: &mut Random) -> Self {
+        Self {
+            nodes: 1 + random.below(NODES),
+            refuses: [NEVER, 8, 2][random.below(3)],
+            declines: [NEVER, 8, 2][random.below(3)],
+            breaks: [NEVER, 80, 20][random.below(3)],
+        }
     }
 }
 
@@ -83,7 +111,7 @@ enum ToHub {
     Register { boot: [u8; 32], inventory: Vec<(TaskId, Held)> },
     Claims(Vec<(TaskId, u64)>),
     Started(TaskId),
-    Rejected(TaskId, &'static str),
+    Rejected(TaskId, u64, &'static str),
     Result(TaskId, u64, State),
 }
 
@@ -126,7 +154,23 @@ struct Handle {
     /// Tasks that have a slot of this node.
     live: BTreeSet<TaskId>,
     waiting: VecDeque<TaskId>,
+    /// What it says it holds, until that is compared with the store.
+    inventory: Option<Vec<(TaskId, Held)>>,
+    /// Deliveries that came before that.
+    late: Vec<Delivery>,
+    settled: Settled,
     news: BTreeMap<TaskId, Option<Offer>>,
+}
+
+/// A lease on its way from the store to a connection: that of the moment when it arrives, or, for a task that waited for this node, the one that it was made for.
+#[derive(Clone, Copy, Debug)]
+struct Delivery {
+    task: TaskId,
+    fence: u64,
+    node: usize,
+    only: Option<[u8; 32]>,
+    /// The node has begun another connection meanwhile. None is so slow that this happens twice.
+    late: bool,
 }
 
 #[derive(Default)]
@@ -134,11 +178,14 @@ struct Hub {
     /// Durable.
     rows: BTreeMap<TaskId, Row>,
     journal: Vec<(TaskId, u64, usize, Placement)>,
+    /// Nodes that are to take nothing new.
+    drained: BTreeSet<usize>,
     /// In memory.
     up: bool,
     pool: Pool,
     handles: BTreeMap<usize, Handle>,
     grants: Vec<Grant>,
+    deliveries: Vec<Delivery>,
     /// Since when a node with tasks is away.
     away: BTreeMap<usize, i64>,
 }
@@ -165,6 +212,7 @@ struct World<'a> {
     seed: u64,
     keys: &'a Keys,
     random: Random,
+    mood: Mood,
     now_ms: i64,
     hub: Hub,
     nodes: Vec<Node>,
@@ -177,6 +225,7 @@ struct World<'a> {
     calm: bool,
     trace: bool,
     kills: u64,
+    refusals: u64,
 }
 
 /// The hub or a node was killed in the middle of something.
@@ -187,6 +236,7 @@ type Step = Result<(), Killed>;
 impl<'a> World<'a> {
     fn new(seed: u64, keys: &'a Keys, trace: bool) -> Self {
         let mut random = Random(seed);
+        let mood = Mood::of(&mut random);
         let node = |random: &mut Random| Node {
             journal: BTreeMap::new(),
             up: true,
@@ -200,15 +250,16 @@ impl<'a> World<'a> {
             hub_offset_ms: None,
             gone_for_good: false,
         };
-        let nodes = (0..NODES).map(|_| node(&mut random)).collect();
+        let nodes = (0..mood.nodes).map(|_| node(&mut random)).collect();
         let mut world = Self {
             seed,
             keys,
             random,
+            mood,
             now_ms: 1_000_000,
             hub: Hub { up: true, ..Hub::default() },
             nodes,
-            wires: (0..NODES).map(|_| None).collect(),
+            wires: (0..mood.nodes).map(|_| None).collect(),
             boots: 0,
             runs: BTreeMap::new(),
             accepted: Vec::new(),
@@ -216,6 +267,7 @@ impl<'a> World<'a> {
             calm: false,
             trace,
             kills: 0,
+            refusals: 0,
         };
         world.start_hub();
         world
@@ -248,11 +300,12 @@ impl<'a> World<'a> {
         self.say(|| "the hub is killed".into());
         self.kills += 1;
         self.hub.up = false;
-        (0..NODES).for_each(|n| self.wires[n] = None);
-        (0..NODES).for_each(|n| self.nodes[n].claimant = Claimant::default());
+        self.wires.iter_mut().for_each(|wire| *wire = None);
+        self.nodes.iter_mut().for_each(|node| node.claimant = Claimant::default());
         self.hub.pool = Pool::default();
         self.hub.handles.clear();
         self.hub.grants.clear();
+        self.hub.deliveries.clear();
         self.hub.away.clear();
     }
 
@@ -291,8 +344,9 @@ impl<'a> World<'a> {
     fn dispatch(&mut self) -> Step {
         let mut bits = [0; 10];
         bits[..8].copy_from_slice(&(self.accepted.len() as u64 + 1).to_be_bytes());
-        let (task, node, pooled) = (TaskId::new(1, bits), self.random.below(NODES), !self.random.one_in(4));
-        let patience = [3_000, 60_000, limits::START_DEADLINE_MS][self.random.below(3)];
+        let (task, node, pooled) = (TaskId::new(1, bits), self.random.below(self.mood.nodes), !self.random.one_in(4));
+        let longest = if pooled { FOREVER_MS } else { limits::START_DEADLINE_MS };
+        let patience = [3_000, 60_000, limits::START_DEADLINE_MS, longest][self.random.below(4)];
         let row = Row {
             state: if pooled { State::Offered } else { State::Queued },
             fence: 0,
@@ -328,7 +382,8 @@ impl<'a> World<'a> {
     }
 
     fn wake(&mut self, n: usize) -> Step {
-        while let Some(handle) = self.hub.handles.get_mut(&n).filter(|handle| handle.live.len() < SLOTS as usize) {
+        while self.room(n) > 0 {
+            let Some(handle) = self.hub.handles.get_mut(&n) else { break };
             let Some(task) = handle.waiting.pop_front() else { break };
             if !self.hub.rows[&task].state.may_become(State::Leased) || self.hub.rows[&task].state == State::Offered {
                 continue;
@@ -342,12 +397,90 @@ impl<'a> World<'a> {
     }
 
     fn room(&self, n: usize) -> u32 {
-        self.hub.handles.get(&n).map_or(0, |handle| SLOTS.saturating_sub(handle.live.len() as u32))
+        let ready = self.hub.handles.get(&n).filter(|handle| handle.inventory.is_none() && !self.hub.drained.contains(&n));
+        ready.map_or(0, |handle| SLOTS.saturating_sub(handle.live.len() as u32))
+    }
+
+    fn takes_tasks(&self, n: usize) -> bool {
+        self.hub.handles.contains_key(&n) && !self.hub.drained.contains(&n)
+    }
+
+    /// A node is to finish what it has and take nothing new; or it takes tasks again.
+    fn drain(&mut self, n: usize, drained: bool) -> Step {
+        self.say(|| format!("node {n} is drained: {drained}"));
+        if drained {
+            self.hub.drained.insert(n);
+            self.hub.pool.leave(self.keys.nodes[n], self.now_ms);
+            return self.serve_pool();
+        }
+        self.hub.drained.remove(&n);
+        self.seat(n);
+        self.wake(n)?;
+        self.serve_pool()
+    }
+
+    /// A node that is there, and known, takes part in the pool.
+    fn seat(&mut self, n: usize) {
+        if self.takes_tasks(n) && self.hub.handles[&n].inventory.is_none() {
+            let machine = Machine { sessions: BTreeSet::from([session()]), ..Machine::default() };
+            let (room, now_ms) = (self.room(n), self.now_ms);
+            self.hub.pool.seat(self.keys.nodes[n], machine, room, now_ms);
+        }
+    }
+
+    /// A leased task takes its slot, and is on its way to the connection that its node has then.
+    fn start_on(&mut self, task: TaskId) {
+        let Row { fence, node, .. } = self.hub.rows[&task];
+        let handle = self.hub.handles.get_mut(&node);
+        let boot = handle.map(|handle| {
+            handle.live.insert(task);
+            handle.boot
+        });
+        let only = boot.filter(|_| !self.hub.rows[&task].pooled);
+        self.hub.deliveries.push(Delivery { task, fence, node, only, late: false });
+    }
+
+    /// One of the deliveries under way arrives.
+    fn arrive(&mut self) -> Step {
+        if self.hub.deliveries.is_empty() {
+            return Ok(());
+        }
+        let next = self.random.below(self.hub.deliveries.len());
+        let delivery = self.hub.deliveries.swap_remove(next);
+        self.deliver_leased(delivery)
+    }
+
+    /// Those arrive that must.
+    fn arrive_if(&mut self, must: impl Fn(&Delivery) -> bool) -> Step {
+        let (now, later) = std::mem::take(&mut self.hub.deliveries).into_iter().partition(must);
+        self.hub.deliveries = later;
+        Vec::into_iter(now).try_for_each(|delivery| self.deliver_leased(delivery))
+    }
+
+    fn deliver_leased(&mut self, delivery: Delivery) -> Step {
+        let Delivery { task, fence, node, only, .. } = delivery;
+        if only.is_some_and(|boot| self.hub.handles.get(&node).is_none_or(|handle| handle.boot != boot)) {
+            return Ok(());
+        }
+        match self.hub.handles.get_mut(&node) {
+            Some(handle) if handle.inventory.is_some() => handle.late.push(delivery),
+            Some(handle) if handle.settled.covers(&task, fence) => {}
+            Some(_) => self.send(delivery),
+            // The node has left and was sent nothing: others may have it at once.
+            None => {
+                let row = &self.hub.rows[&task];
+                if row.pooled && row.state == State::Leased && row.fence == fence {
+                    self.put(task, State::Queued, |_| {})?;
+                    self.wait_in_pool(task);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Signs a leased task and sends it.
-    fn start_on(&mut self, task: TaskId) {
-        let Row { fence, node, .. } = self.hub.rows[&task];
+    fn send(&mut self, delivery: Delivery) {
+        let Delivery { task, fence, node, .. } = delivery;
         let Some(handle) = self.hub.handles.get_mut(&node) else { return };
         handle.live.insert(task);
         handle.sequence += 1;
@@ -412,12 +545,13 @@ impl<'a> World<'a> {
             let row = &self.hub.rows[&grant.task];
             let declined = if !waits(row.state) || row.fence != grant.fence {
                 Some(Declined::Gone)
-            } else if self.room(n) == 0 {
-                Some(if self.hub.handles.contains_key(&n) { Declined::Full } else { Declined::Unfit })
+            } else if self.room(n) == 0 || !self.calm && self.random.one_in(self.mood.declines) {
+                Some(if self.takes_tasks(n) { Declined::Full } else { Declined::Unfit })
             } else {
                 None
             };
             let now_ms = self.now_ms;
+            self.refusals += u64::from(declined.is_some());
             if let Some(why) = declined {
                 self.hub.pool.declined(&grant, why, now_ms);
                 if why == Declined::Unfit {
@@ -456,8 +590,13 @@ impl<'a> World<'a> {
                     self.put(task, State::Running, |_| {})?;
                 }
             }
-            ToHub::Rejected(task, code) => {
-                let (row, fence) = (self.hub.rows[&task].clone(), self.hub.rows[&task].fence);
+            ToHub::Rejected(task, fence, code) => {
+                let row = self.hub.rows[&task].clone();
+                // Of an earlier lease: it was heard, or its end was.
+                if row.fence != fence {
+                    return Ok(());
+                }
+                self.refusals += 1;
                 if row.node == n && row.state == State::Leased && may_move(code) && row.pooled {
                     self.put(task, State::Queued, |_| {})?;
                     assert_eq!(self.hub.rows[&task].fence, fence);
@@ -491,9 +630,26 @@ impl<'a> World<'a> {
             // The same frame once more: a connection registers once.
             return Ok(());
         }
-        let handle = Handle { boot, sequence: 0, live: BTreeSet::new(), waiting: VecDeque::new(), news: BTreeMap::new() };
+        self.arrive_if(|delivery| delivery.node == n && delivery.late)?;
+        self.hub.deliveries.iter_mut().filter(|delivery| delivery.node == n).for_each(|delivery| delivery.late = true);
+        let handle = Handle {
+            boot,
+            sequence: 0,
+            live: BTreeSet::new(),
+            waiting: VecDeque::new(),
+            inventory: Some(inventory),
+            late: Vec::new(),
+            settled: Settled::default(),
+            news: BTreeMap::new(),
+        };
         self.hub.handles.insert(n, handle);
         self.hub.away.remove(&n);
+        Ok(())
+    }
+
+    /// Compares what a node has said with the store.
+    fn reconcile(&mut self, n: usize) -> Step {
+        let Some(inventory) = self.hub.handles.get_mut(&n).and_then(|handle| handle.inventory.take()) else { return Ok(()) };
         let held: BTreeMap<TaskId, Held> = inventory.into_iter().collect();
         let open: Vec<(TaskId, Row)> = self
             .hub
@@ -502,6 +658,13 @@ impl<'a> World<'a> {
             .filter(|(_, row)| row.node == n && !row.state.is_final() && !(row.pooled && waits(row.state)))
             .map(|(id, row)| (*id, row.clone()))
             .collect();
+        let late = self.hub.handles.get_mut(&n).map_or_else(Vec::new, |handle| {
+            handle.settled = open.iter().map(|(task, row)| (*task, row.fence)).collect();
+            std::mem::take(&mut handle.late)
+        });
+        for delivery in late {
+            self.deliver_leased(delivery)?;
+        }
         let mut wanted = BTreeMap::new();
         let mut again = Vec::new();
         for (task, row) in open {
@@ -525,9 +688,7 @@ impl<'a> World<'a> {
             self.put(task, State::Queued, |_| {})?;
             self.deliver(task)?;
         }
-        let machine = Machine { sessions: BTreeSet::from([session()]), ..Machine::default() };
-        let (room, now_ms) = (self.room(n), self.now_ms);
-        self.hub.pool.seat(self.keys.nodes[n], machine, room, now_ms);
+        self.seat(n);
         Ok(())
     }
 
@@ -687,7 +848,7 @@ impl<'a> World<'a> {
             Err(rejection @ Rejection::Late) => {
                 let request = TaskRequest::decode(signed.body.clone()).unwrap();
                 let task = TaskId::from_slice(&request.task_id).unwrap();
-                return self.tell_hub(n, Some(task), ToHub::Rejected(task, rejection.code()));
+                return self.tell_hub(n, Some(task), ToHub::Rejected(task, request.fence, rejection.code()));
             }
             // A duplicate of what is under way, or an old order on a new connection: nobody waits for the answer.
             Err(_) => return,
@@ -695,10 +856,11 @@ impl<'a> World<'a> {
         let task = TaskId::from_slice(&request.task_id).unwrap();
         let known = node.starting.contains_key(&task) || node.journal.contains_key(&task);
         if known || node.collected.get(&task).is_some_and(|fence| request.fence <= *fence) {
-            return self.tell_hub(n, Some(task), ToHub::Rejected(task, "replayed"));
+            return self.tell_hub(n, Some(task), ToHub::Rejected(task, request.fence, "replayed"));
         }
-        if node.starting.len() + node.running.len() >= SLOTS as usize {
-            return self.tell_hub(n, Some(task), ToHub::Rejected(task, "node_busy"));
+        let is_full = node.starting.len() + node.running.len() >= SLOTS as usize;
+        if is_full || !self.calm && self.random.one_in(self.mood.refuses) {
+            return self.tell_hub(n, Some(task), ToHub::Rejected(task, request.fence, "node_busy"));
         }
         node.starting.insert(task, request.fence);
     }
@@ -784,18 +946,26 @@ impl<'a> World<'a> {
     }
 
     fn step(&mut self) {
-        let n = self.random.below(NODES);
+        let n = self.random.below(self.mood.nodes);
         self.now_ms += self.random.below(120) as i64;
+        if !self.calm && self.random.one_in(self.mood.breaks) {
+            self.disconnect(n);
+        }
         let _: Step = match self.random.below(100) {
             0..6 if self.hub.up && !self.calm && self.accepted.len() < 24 => self.dispatch(),
-            6..8 if self.hub.up && !self.calm => self.cancel(),
+            6 if self.hub.up && !self.calm => self.cancel(),
+            7 if self.hub.up && !self.calm && self.random.one_in(3) => {
+                let drained = !self.hub.drained.contains(&n);
+                self.drain(n, drained)
+            }
             8 if !self.calm => {
                 self.disconnect(n);
                 Ok(())
             }
             9 if !self.calm => {
+                let arrived = self.arrive_if(|_| true);
                 self.now_ms += [5_000, 70_000, 700_000][self.random.below(3)];
-                Ok(())
+                arrived
             }
             // Somebody who has listened sends old orders again.
             10..12 if !self.calm && !self.signed.is_empty() => {
@@ -815,25 +985,27 @@ impl<'a> World<'a> {
                 self.connect(n);
                 Ok(())
             }
-            18..45 => {
+            18..42 => {
                 let received = self.wires[n].as_mut().and_then(|wire| wire.to_node.receive(&mut self.random));
                 received.map_or(Ok(()), |message| self.node_hears(n, message))
             }
-            45..70 => {
+            42..64 => {
                 let received = self.wires[n].as_mut().and_then(|wire| wire.to_hub.receive(&mut self.random));
                 received.map_or(Ok(()), |message| self.hear(n, message)).and_then(|()| self.serve_pool())
             }
-            70..78 => {
+            64..71 => {
                 let next = self.nodes[n].starting.keys().next().copied();
                 next.filter(|_| self.nodes[n].up).map_or(Ok(()), |task| self.begin(n, task))
             }
-            78..84 => {
+            71..76 => {
                 let running: Vec<TaskId> = self.nodes[n].running.iter().copied().collect();
                 let next = running.get(self.random.below(running.len())).copied();
                 next.map_or(Ok(()), |task| self.finish(n, task))
             }
-            84..90 if self.hub.up => self.grant().and_then(|()| self.serve_pool()),
-            90..94 if self.hub.up => self.hub_tick(),
+            76..81 if self.hub.up => self.grant().and_then(|()| self.serve_pool()),
+            81..87 if self.hub.up => self.arrive().and_then(|()| self.serve_pool()),
+            87..91 if self.hub.up => self.reconcile(n).and_then(|()| self.serve_pool()),
+            91..94 if self.hub.up => self.hub_tick(),
             94..97 => {
                 self.flush(n);
                 Ok(())
@@ -848,8 +1020,11 @@ impl<'a> World<'a> {
     /// Everything works again, but for a node that may never come back. It must come to rest.
     fn heal(&mut self) {
         self.calm = true;
-        if self.random.one_in(4) {
-            let n = self.random.below(NODES);
+        for n in std::mem::take(&mut self.hub.drained) {
+            let _: Step = self.drain(n, false);
+        }
+        if self.mood.nodes > 1 && self.random.one_in(4) {
+            let n = self.random.below(self.mood.nodes);
             self.disconnect(n);
             self.nodes[n].gone_for_good = true;
         }
@@ -883,6 +1058,9 @@ impl<'a> World<'a> {
                 State::Expired | State::Rejected => assert_eq!(ran, 0, "seed {}: {task} {row:?}", self.seed),
                 _ => {}
             }
+            if row.state == State::Expired {
+                assert!(row.start_by_ms < FOREVER_MS, "seed {}: {task} was given up", self.seed);
+            }
         }
         let mut fences: BTreeMap<TaskId, u64> = BTreeMap::new();
         for (task, fence, node, placement) in &self.hub.journal {
@@ -910,16 +1088,17 @@ struct Sum {
     ends: BTreeMap<State, usize>,
     moved: usize,
     kills: u64,
+    refusals: u64,
 }
 
 fn run(seed: u64, keys: &Keys, trace: bool) -> Sum {
     let mut world = World::new(seed, keys, trace);
     let steps = 300 + world.random.below(900);
-    (0..NODES).for_each(|n| world.connect(n));
+    (0..world.mood.nodes).for_each(|n| world.connect(n));
     (0..steps).for_each(|_| world.step());
     world.heal();
     world.check();
-    let mut sum = Sum { kills: world.kills, ..Sum::default() };
+    let mut sum = Sum { kills: world.kills, refusals: world.refusals, ..Sum::default() };
     for row in world.hub.rows.values() {
         *sum.ends.entry(row.state).or_default() += 1;
         sum.moved += usize::from(row.fence > 1);
@@ -946,11 +1125,12 @@ fn whatever_breaks_no_task_runs_twice_and_every_task_ends_once() {
         more.ends.into_iter().for_each(|(state, count)| *sum.ends.entry(state).or_default() += count);
         sum.moved += more.moved;
         sum.kills += more.kills;
+        sum.refusals += more.refusals;
     }
     // A simulation in which nothing happens proves nothing.
     let seen = |state: State| sum.ends.get(&state).copied().unwrap_or(0);
     for state in [State::Succeeded, State::Failed, State::Cancelled, State::Expired, State::Lost] {
         assert!(seen(state) > 0, "nothing was {state}: {sum:?}");
     }
-    assert!(sum.moved > 0 && sum.kills > 0 && seen(State::Succeeded) > 10, "{sum:?}");
+    assert!(sum.moved > 100 && sum.kills > 0 && sum.refusals > 1_000 && seen(State::Succeeded) > 10, "{sum:?}");
 }
