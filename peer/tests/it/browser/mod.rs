@@ -195,6 +195,7 @@ async fn pages_follow_one_another_and_what_is_stale_is_said() {
     let (code, by) = bench.fails(json!({ "click": { "target": reference(&covered, "button \"under\"") } })).await;
     assert_eq!(code, "covered_by");
     assert!(by["message"].as_str().unwrap().contains("dialog \"banner\""), "{by:#}");
+    assert!(by["snapshot"].as_str().unwrap().contains("dialog \"banner\""), "a fresh look comes with it: {by:#}");
     bench.end().await;
 }
 

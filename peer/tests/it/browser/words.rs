@@ -1,6 +1,9 @@
 //! What actions can be told besides their targets: each word of an order changes what happens.
 
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use cortex_wire::{id::SessionId, schema::TaskRequest};
 use serde_json::{Value, json};
@@ -175,5 +178,35 @@ async fn two_sessions_share_nothing_and_an_order_that_was_altered_does_nothing()
     let open = cortex_wire::schema::stream_open::Open::Start(signed);
     assert_eq!(bench.hub.open(&bench.tasks, open).await.rejected().await.code, "bad_signature");
     assert_eq!(bench.value("document.title").await, "form");
+    bench.end().await;
+}
+
+#[tokio::test]
+async fn every_kind_of_action_is_cancelled_at_once_also_while_the_page_hangs() {
+    let bench = Bench::new().await;
+    let hang = "setTimeout(()=>{while(true){}},50);1";
+    let orders = [
+        json!({ "snapshot": {} }),
+        json!({ "click": { "target": "h1" } }),
+        json!({ "fill": { "target": "textarea", "value": "x" } }),
+        json!({ "screenshot": {} }),
+        json!({ "wait_for": { "text": "never" } }),
+        json!({ "batch": { "steps": [{ "wait_for": { "ms": 20_000 } }, { "evaluate": { "expression": "document.title='gone on'" } }] } }),
+    ];
+    for order in orders {
+        bench.open("form").await;
+        // The page's own script hangs, whatever is asked of it.
+        bench.ask(json!({ "action": { "evaluate": { "expression": hang } }, "report": "none" })).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let mut talk = bench.begin(&json!({ "action": order })).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let asked = Instant::now();
+        talk.cancel("enough").await;
+        let over = talk.finish().await;
+        assert_eq!(over.response.state, "cancelled", "{order} {over:?}");
+        assert!(asked.elapsed() < Duration::from_secs(3), "{order} took {:?}", asked.elapsed());
+    }
+    assert_eq!(bench.value("1+1").await, 2);
+    assert_eq!(bench.value("document.title").await, "form", "what was cancelled did not go on");
     bench.end().await;
 }
