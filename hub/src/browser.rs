@@ -202,3 +202,6 @@ impl Hub {
         self.browser_news.follow(session)
     }
 }
+
+#[cfg(test)]
+mod tests;

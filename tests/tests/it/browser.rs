@@ -209,6 +209,53 @@ async fn nothing_of_a_browser_outlives_a_peer_that_was_killed() -> Result<()> {
     wait::until("no profile is left", SOON, async || (stage.profiles() == 0).then_some(())).await?;
     stage.hub.node_is(&stage.peer.node, "online", LONG).await?;
     ensure!(stage.answer(json!({ "evaluate": { "expression": "location.href" } })).await?["value"]["result"] == "about:blank");
+    // A peer that is told to stop takes it along.
+    let processes = stage.processes();
+    ensure!(processes.len() > 2 && stage.profiles() == 1, "{processes:?}");
+    stage.peer.process.terminate(LONG).await?;
+    ensure!(stage.profiles() == 0 && processes.iter().all(|path| !path.exists()), "{processes:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_happened_in_a_browser_outlives_the_hub_and_what_happens_meanwhile_is_told_afterwards() -> Result<()> {
+    let mut stage = Stage::set(local("one")).await?;
+    stage.answer(json!({ "navigate": { "url": "data:text/html,<title>here</title><button onclick=alert(7)>ask</button>" } })).await?;
+    stage.answer(json!({ "evaluate": { "expression": "console.log('before');setTimeout(()=>{throw new Error('broke')});1" } })).await?;
+    let clicked = stage.answer(json!({ "click": { "target": "text=ask" } })).await?;
+    ensure!(clicked["dialogs"][0]["message"] == "7", "{clicked}");
+    stage.answer(json!({ "open_tab": {} })).await?;
+    let path = stage.path("/events");
+    let listed = async |stage: &Stage| stage.hub.all(&path).await.unwrap_or_default();
+    let holds = |events: &[Value], kind: &str, part: &str| {
+        events.iter().filter(|event| event["kind"] == kind && event["event"].to_string().contains(part)).count()
+    };
+    let wanted = [("console", "before"), ("error", "broke"), ("dialog", "7"), ("tab", "opened"), ("navigation", "data:")];
+    let all_told = async || {
+        let events = listed(&stage).await;
+        wanted.iter().all(|(kind, part)| holds(&events, kind, part) > 0).then_some(events)
+    };
+    let told = wait::until("all of it is told", SOON, all_told).await;
+    let before = told.with_context(|| format!("{wanted:?}"))?;
+    stage.answer(json!({ "evaluate": { "expression": "setTimeout(()=>console.log('while the hub was away'),700);1" } })).await?;
+    stage.hub.process.kill9().await?;
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    stage.hub.restart().await?;
+    let late = async || (holds(&listed(&stage).await, "console", "while the hub was away") > 0).then_some(());
+    wait::until("what happened meanwhile is told", LONG, late).await?;
+    let after = listed(&stage).await;
+    ensure!(after.starts_with(&before), "what was stored is as it was: {before:?} {after:?}");
+    ensure!(holds(&after, "console", "while the hub was away") == 1, "once: {after:?}");
+    let mut replay = stage.hub.follow(&stage.path("/stream"));
+    for event in &after {
+        let told = replay.find("the next", SOON, |event| Some(event.clone())).await?;
+        ensure!(told.data == *event, "the same, in the same order: {told:?} {event}");
+    }
+    stage.hub.node_is(&stage.peer.node, "online", LONG).await?;
+    ensure!(
+        stage.answer(json!("tabs")).await?["value"]["tabs"].as_array().is_some_and(|tabs| tabs.len() == 2),
+        "its browser is still there"
+    );
     Ok(())
 }
 
@@ -233,6 +280,42 @@ async fn an_ordinary_user_has_chromiums_own_sandbox_or_it_is_said_that_there_is_
     let task: Value = stage.hub.post(&path, json!({ "browser": { "action": "tabs" }, "mode": "strict" })).await?;
     let ended = stage.hub.ended(task["id"].as_str().context("its id")?, LONG).await?;
     ensure!(ended.state == if confined { "succeeded" } else { "rejected" }, "{ended:?}");
+    Ok(())
+}
+
+/// A program that runs Chromium where nobody can make a namespace, as in many containers.
+const WALLED: &str = "#!/bin/sh\nif unshare -U true 2>/dev/null; then\n\
+    exec unshare -U --map-current-user --keep-caps sh -c 'echo 0 >/proc/sys/user/max_user_namespaces; exec chromium \"$@\"' sh \"$@\"\nfi\nexec chromium \"$@\"\n";
+
+#[tokio::test]
+async fn where_chromium_cannot_sandbox_itself_strict_is_refused_with_what_to_do() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("chromium");
+    fs::write(&program, WALLED)?;
+    for path in [folder.path(), &program] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+    }
+    let walled = PeerOptions { settings: format!("{LOOPBACK}  program: {}\n", program.display()), lowly: true, ..local("walled") };
+    let mut cases = vec![(walled, "chromium-sandbox")];
+    if rustix::process::geteuid().is_root() {
+        cases.push((local("root"), "as an ordinary user"));
+    }
+    for (options, fix) in cases {
+        let stage = Stage::set(options).await?;
+        let path = format!("/api/sessions/{}/dispatch", stage.session);
+        let strict = json!({ "browser": { "action": "tabs" }, "mode": "strict" });
+        let task: Value = stage.hub.post(&path, strict).await?;
+        let refused = stage.hub.ended(task["id"].as_str().context("its id")?, LONG).await?;
+        let reason = refused.reason.as_deref().unwrap_or_default();
+        ensure!(refused.state == "rejected" && reason.contains("Fix: ") && reason.contains(fix), "{refused:?}");
+        // Without, it runs, and says so wherever it is asked.
+        let done = stage.act(json!({ "navigate": { "url": "data:text/html,<title>here</title>" } })).await?;
+        ensure!(done["answer"]["sandbox"] == "chromium_no_sandbox" && done["task"]["sandbox_level"] == "chromium_no_sandbox", "{done:#}");
+        let shown =
+            async || (stage.hub.node(&stage.peer.node).await.ok()?.capabilities["browser_sandbox"] == "chromium_no_sandbox").then_some(());
+        wait::until("the node shows it", SOON, shown).await?;
+    }
     Ok(())
 }
 
