@@ -32,7 +32,7 @@ use cortex_wire::{
     mirror::seal::{Sealed, Sid},
 };
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{Notify, Semaphore, mpsc, watch},
     time::timeout,
 };
 
@@ -265,29 +265,69 @@ enum Wanted {
     Coming { flight: watch::Receiver<Flight>, own: bool },
 }
 
+/// The sessions whose chunks a node may ask for, by its latest ticket.
+#[derive(Debug, Default)]
+pub(crate) struct Granted {
+    sessions: Mutex<Vec<SessionId>>,
+    more: Notify,
+}
+
+impl Granted {
+    pub(crate) fn new(sessions: Vec<SessionId>) -> Self {
+        Self { sessions: Mutex::new(sessions), more: Notify::new() }
+    }
+
+    /// There is a new ticket.
+    pub(crate) fn set(&self, sessions: Vec<SessionId>) {
+        *self.lock() = sessions;
+        self.more.notify_waiters();
+    }
+
+    /// These sessions are no more, whatever the ticket says.
+    pub(crate) fn take_back(&self, gone: &[SessionId]) {
+        self.lock().retain(|session| !gone.contains(session));
+    }
+
+    fn has(&self, session: SessionId) -> bool {
+        self.lock().contains(&session)
+    }
+
+    async fn wait_for(&self, session: SessionId) {
+        loop {
+            // Before it is looked at: what comes meanwhile counts.
+            let more = self.more.notified();
+            if self.has(session) {
+                return;
+            }
+            more.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SessionId>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The chunks as one node's link sees them.
 pub(crate) struct LinkChunks {
     cache: Arc<Cache>,
     tenant: Arc<Tenant>,
-    /// Of the node's latest ticket.
-    sessions: watch::Receiver<Vec<SessionId>>,
+    sessions: Arc<Granted>,
     pulls: Arc<Semaphore>,
 }
 
 impl LinkChunks {
-    pub(crate) fn new(cache: Arc<Cache>, tenant: Arc<Tenant>, sessions: watch::Receiver<Vec<SessionId>>) -> Arc<Self> {
+    pub(crate) fn new(cache: Arc<Cache>, tenant: Arc<Tenant>, sessions: Arc<Granted>) -> Arc<Self> {
         Arc::new(Self { cache, tenant, sessions, pulls: Arc::new(Semaphore::new(PULLS)) })
     }
 
     async fn admit(&self, session: SessionId) -> Result<(), ChunkError> {
-        let mut sessions = self.sessions.clone();
-        let granted = timeout(GRANT_PATIENCE, sessions.wait_for(|granted| granted.contains(&session))).await;
-        if matches!(granted, Ok(Ok(_))) { Ok(()) } else { Err(ChunkError::NotAttached) }
+        timeout(GRANT_PATIENCE, self.sessions.wait_for(session)).await.map_err(|_| ChunkError::NotAttached)
     }
 
     /// Whether the node is still attached.
     fn check(&self, session: SessionId) -> Result<(), ChunkError> {
-        if self.sessions.borrow().contains(&session) { Ok(()) } else { Err(ChunkError::NotAttached) }
+        if self.sessions.has(session) { Ok(()) } else { Err(ChunkError::NotAttached) }
     }
 
     fn hub(&self) -> Result<Arc<dyn ChunkSource>, ChunkError> {

@@ -50,6 +50,7 @@ use cortex_wire::{
     close::CloseCode,
     id::{HubId, RelayId, SessionId},
     key::{SecretKey, StatedKey},
+    limits,
     route::{RelayTag, Route},
 };
 use quinn::{AsyncUdpSocket as _, Connecting, ConnectionError, Endpoint, Incoming, ServerConfig, VarInt};
@@ -163,7 +164,8 @@ pub struct Relay {
     id: RelayId,
     region: String,
     endpoint: Endpoint,
-    server: ServerConfig,
+    /// For callers to whom the way takes larger packets.
+    server_near: Arc<ServerConfig>,
     socket: Arc<RelaySocket>,
     tenants: Tenants,
     links: Mutex<HashMap<Route, LinkHandle>>,
@@ -201,9 +203,11 @@ impl Relay {
         // From the identity: a restarted relay can tell its old links at once that they are gone.
         let reset_key = blake3::derive_key("cortex-mesh v1 relay reset key", &options.key.to_seed());
         let server = quic::server_config(&options.key, Purpose::Link)?;
+        let mut server_near = server.clone();
+        server_near.transport_config(quic::accepted_link(limits::LARGEST_PACKET_BYTES));
         let endpoint = Endpoint::new_with_abstract_socket(
             quic::endpoint_config(Prefix::Relay(tag), &reset_key),
-            Some(server.clone()),
+            Some(server),
             socket.clone(),
             Arc::new(quinn::TokioRuntime),
         )
@@ -216,7 +220,7 @@ impl Relay {
             id,
             region: options.region,
             endpoint,
-            server,
+            server_near: Arc::new(server_near),
             socket,
             tenants,
             links: Mutex::default(),
@@ -379,11 +383,7 @@ impl Relay {
     fn take(&self, incoming: Incoming) -> Result<Connecting, ConnectionError> {
         match quic::packet_bytes(incoming.remote_address()) {
             quic::PACKET_BYTES => incoming.accept(),
-            larger => {
-                let mut config = self.server.clone();
-                config.transport_config(quic::accepted_link(larger));
-                incoming.accept_with(Arc::new(config))
-            }
+            _ => incoming.accept_with(self.server_near.clone()),
         }
     }
 

@@ -1,19 +1,26 @@
-//! One link: a node's or a hub's QUIC connection to this relay.
+//! Links: the QUIC connections of nodes and hubs to this relay.
 //!
 //! Before a link is admitted it may take [`limits::BEFORE_AUTHENTICATION_MS`] and one frame. Admission is by a ticket, verified here; or by the hub's word, when
 //! there is none (an enrolling node shows its invite, whose signature is verified here first). After it, the link carries pings, renewed tickets and the
 //! hub's comings and goings, and the node's packets pass by [`crate::route`].
+//!
+//! | module | answers for |
+//! | --- | --- |
+//! | [`node`] | a node's link as long as it lives |
+//! | [`hub`] | a hub's |
+
+mod hub;
+mod node;
 
 use std::{
     net::SocketAddr,
     sync::{Arc, PoisonError, atomic::Ordering::Relaxed},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use cortex_runtime::{
-    chunk, clock,
+    clock,
     lifecycle::Lifecycle,
-    quic,
     stream::{FrameReader, FrameWriter, StreamError},
     tls,
     tunnel::is_virtual,
@@ -27,25 +34,21 @@ use cortex_wire::{
     limits,
     route::Route,
     schema::{
-        Admission, Drain, FromRelay, HubCredential, HubState, KeyPurpose, LinkAnswer, LinkHello, LinkRefused, LinkWelcome, NodeGone,
-        Signed, ToRelay, admission_answer::Answer, from_relay, link_answer, link_hello::Credential, to_relay,
+        Admission, HubCredential, KeyPurpose, LinkAnswer, LinkHello, LinkRefused, LinkWelcome, Signed, admission_answer::Answer,
+        link_answer, link_hello::Credential,
     },
     text, ticket,
 };
 use quinn::{Connection, Incoming, RecvStream, SendStream, VarInt};
-use tokio::sync::{mpsc, watch};
 
+use self::{hub::HubLink, node::NodeLink};
 use crate::{
     AGENT, Relay,
-    chunk::LinkChunks,
-    route::{Admitted, Budget, Rate},
-    tenant::{Authority, LinkedHub, Tenant, hub_offline},
+    chunk::Granted,
+    route::{Admitted, Budget},
+    tenant::{Tenant, hub_offline},
 };
 
-/// Bytes that a node may send before it is enrolled: a handshake and a registration, several times over.
-const ENROLLING_BYTES: i64 = 512 * 1024;
-/// The longest time over which the nodes of a hub that has come back are spread.
-const RETURN_LASTS_MS: u64 = 10_000;
 /// Connections whose handshake is under way, above which callers must prove their address first (QUIC Retry).
 const HALF_OPEN: usize = 64;
 
@@ -58,18 +61,14 @@ pub struct LinkHandle {
     connection: Connection,
     address: SocketAddr,
     /// Whose chunks the node may ask for; none: a hub.
-    sessions: Option<watch::Sender<Vec<SessionId>>>,
+    sessions: Option<Arc<Granted>>,
 }
 
 impl LinkHandle {
     /// A session is no more: what a ticket says of it counts for nothing.
     pub(crate) fn forget(&self, gone: &[SessionId]) {
         if let Some(sessions) = &self.sessions {
-            sessions.send_if_modified(|granted| {
-                let before = granted.len();
-                granted.retain(|session| !gone.contains(session));
-                granted.len() != before
-            });
+            sessions.take_back(gone);
         }
     }
 
@@ -98,28 +97,42 @@ pub(crate) fn accept(relay: &Arc<Relay>, incoming: Incoming, lifecycle: &Lifecyc
         incoming.refuse();
         return;
     }
-    let (relay, lifecycle) = (relay.clone(), lifecycle.clone());
+    let lifecycle = lifecycle.clone();
+    // Much is needed to take a link in, and little to keep it: what only its arrival needs is gone when it lives.
+    let arrival = Box::pin(arrive(relay.clone(), incoming, lifecycle.clone()));
     tokio::spawn(async move {
-        let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
-        let Ok(connecting) = relay.take(incoming) else { return };
-        let connection = match tokio::time::timeout(patience, connecting).await {
-            Ok(Ok(connection)) => connection,
-            _ => return,
-        };
-        let arrived = tokio::time::timeout(patience, Arrival::receive(&relay, &connection)).await;
-        match arrived {
-            Ok(Ok(arrival)) => arrival.live(lifecycle).await,
-            Ok(Err(error)) => {
-                tracing::debug!(%error, from = %connection.remote_address(), "a caller did not speak the protocol");
-                relay.refusals.count("protocol_error");
-                close(&connection, CloseCode::Protocol);
-            }
-            Err(_) => {
-                relay.refusals.count("too_slow");
-                close(&connection, CloseCode::TooSlow);
-            }
+        match arrival.await {
+            Some(Live::Node(link)) => link.live(lifecycle).await,
+            Some(Live::Hub(link)) => Box::pin(link.live(lifecycle)).await,
+            None => {}
         }
     });
+}
+
+/// A link that was admitted, and has been told so.
+enum Live {
+    Node(Box<NodeLink>),
+    Hub(Box<HubLink>),
+}
+
+async fn arrive(relay: Arc<Relay>, incoming: Incoming, lifecycle: Lifecycle) -> Option<Live> {
+    let patience = Duration::from_millis(limits::BEFORE_AUTHENTICATION_MS);
+    let connecting = relay.take(incoming).ok()?;
+    let connection = tokio::time::timeout(patience, connecting).await.ok()?.ok()?;
+    match tokio::time::timeout(patience, Arrival::receive(&relay, &connection)).await {
+        Ok(Ok(arrival)) => arrival.enter(&lifecycle).await,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, from = %connection.remote_address(), "a caller did not speak the protocol");
+            relay.refusals.count("protocol_error");
+            close(&connection, CloseCode::Protocol);
+            None
+        }
+        Err(_) => {
+            relay.refusals.count("too_slow");
+            close(&connection, CloseCode::TooSlow);
+            None
+        }
+    }
 }
 
 /// Follows links that speak from a new address, all of them in one sweep, at most every few milliseconds: QUIC has moved them by then.
@@ -184,28 +197,33 @@ impl Arrival {
         self.relay.socket.origin(self.connection.remote_address())
     }
 
-    async fn live(mut self, lifecycle: Lifecycle) {
-        let route = Route::of(&self.key);
+    /// Admits the caller and says so, or refuses it.
+    async fn enter(mut self, lifecycle: &Lifecycle) -> Option<Live> {
         let admitted = if lifecycle.is_draining() {
             Err(refusal("draining", "this relay is being stopped; the peer tries again by itself", 1_000))
         } else {
             self.admit().await
         };
         match admitted {
+            Ok(Standing::Node { tenant, grant, fresh }) => NodeLink::enter(self, tenant, grant, fresh).await.map(Live::Node),
+            Ok(Standing::Hub { tenant, ticket_key, instance }) => HubLink::enter(self, tenant, ticket_key, instance).await.map(Live::Hub),
             Err(refused) => {
-                self.relay.refusals.count(&refused.code);
-                tracing::info!(code = refused.code, from = %self.origin(), key = self.key.short(), "a link was refused");
-                let answer = LinkAnswer { answer: Some(link_answer::Answer::Refused(refused)) };
-                if self.writer.send(&answer).await.is_ok() {
-                    let _ = self.writer.inner_mut().finish();
-                    // The caller closes when it has read the answer.
-                    let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.closed()).await;
-                }
-                close(&self.connection, CloseCode::Refused);
+                self.refuse(refused).await;
+                None
             }
-            Ok(Standing::Node { tenant, grant, fresh }) => self.live_as_node(lifecycle, route, tenant, grant, fresh).await,
-            Ok(Standing::Hub { tenant, ticket_key, instance }) => self.live_as_hub(lifecycle, route, tenant, ticket_key, instance).await,
         }
+    }
+
+    async fn refuse(&mut self, refused: LinkRefused) {
+        self.relay.refusals.count(&refused.code);
+        tracing::info!(code = refused.code, from = %self.origin(), key = self.key.short(), "a link was refused");
+        let answer = LinkAnswer { answer: Some(link_answer::Answer::Refused(refused)) };
+        if self.writer.send(&answer).await.is_ok() {
+            let _ = self.writer.inner_mut().finish();
+            // The caller closes when it has read the answer.
+            let _ = tokio::time::timeout(Duration::from_secs(2), self.connection.closed()).await;
+        }
+        close(&self.connection, CloseCode::Refused);
     }
 
     async fn admit(&self) -> Result<Standing, LinkRefused> {
@@ -274,14 +292,11 @@ impl Arrival {
     }
 
     fn check_ticket(&self, tenant: &Tenant, signed: &Signed) -> Result<ticket::Grant, LinkRefused> {
-        let key = tenant.ticket_key().ok_or_else(hub_offline)?;
-        let node = NodeId::from(self.key);
-        ticket::check(signed, &key, &tenant.hub(), &self.relay.id, &node, clock::now_ms())
-            .map_err(|error| refusal(error.code(), &error.to_string(), 60_000))
+        check_ticket(&self.relay, tenant, &self.key, signed)
     }
 
-    /// Enters the link under its route; whoever held the route before is told that it was superseded.
-    fn enter(&self, route: Route, of: &Arc<Tenant>, sessions: Option<watch::Sender<Vec<SessionId>>>, budget: Budget) -> Entered {
+    /// Puts the link under its route; whoever held the route before is told that it was superseded.
+    fn put(&self, route: Route, of: &Arc<Tenant>, sessions: Option<Arc<Granted>>, budget: Budget) -> Entered {
         let (number, tenant, is_hub) = (self.relay.next_link(), of.index(), sessions.is_none());
         let address = self.connection.remote_address();
         let handle = LinkHandle { number, tenant, is_hub, connection: self.connection.clone(), address, sessions };
@@ -297,17 +312,6 @@ impl Arrival {
         Entered { relay: self.relay.clone(), route, number }
     }
 
-    fn budget(&self, grant: &ticket::Grant) -> Budget {
-        if grant.enrolling {
-            return Budget::total(ENROLLING_BYTES);
-        }
-        let rate = match grant.bytes_per_second {
-            0 => Rate::Default(self.relay.bytes_per_second.clone()),
-            own => Rate::Own(own),
-        };
-        Budget::rate(rate, Instant::now())
-    }
-
     async fn welcome(&mut self, instance: u64, ticket: Option<Signed>) -> Result<(), StreamError> {
         let welcome = LinkWelcome {
             version: PROTOCOL_VERSION,
@@ -321,168 +325,12 @@ impl Arrival {
         };
         self.writer.send(&LinkAnswer { answer: Some(link_answer::Answer::Welcome(welcome)) }).await
     }
-
-    async fn live_as_node(
-        mut self,
-        lifecycle: Lifecycle,
-        route: Route,
-        tenant: Arc<Tenant>,
-        mut grant: ticket::Grant,
-        fresh: Option<Signed>,
-    ) {
-        let (mut hub_state, mut silent) = (tenant.state(), tenant.silent());
-        let instance = hub_state.borrow_and_update().instance;
-        let sessions = watch::Sender::new(grant.sessions.clone());
-        let entered = self.enter(route, &tenant, Some(sessions.clone()), self.budget(&grant));
-        if self.welcome(instance, fresh).await.is_err() {
-            return;
-        }
-        tracing::debug!(node = self.key.short(), address = %self.origin(), "a node is linked");
-        self.serve_chunks(&tenant, sessions.subscribe());
-        let mut told_to_move = false;
-        let reason = loop {
-            let frame = tokio::select! {
-                frame = self.reader.next::<ToRelay>() => match frame {
-                    Ok(Some(frame)) => frame,
-                    Ok(None) => break CloseCode::Done,
-                    Err(StreamError::Frame(_) | StreamError::Truncated) => break CloseCode::Protocol,
-                    Err(StreamError::Io(_)) => break CloseCode::Done,
-                },
-                _ = hub_state.changed() => {
-                    // All nodes hear of it at once; they come back spread out.
-                    let state = HubState { within_ms: self.relay.spread_ms(RETURN_LASTS_MS), ..*hub_state.borrow_and_update() };
-                    if self.send(from_relay::Frame::HubState(state)).await.is_err() { break CloseCode::Done }
-                    continue;
-                }
-                _ = silent.changed() => {
-                    let relay = silent.borrow_and_update().clone();
-                    if self.send(from_relay::Frame::Silent(relay)).await.is_err() { break CloseCode::Done }
-                    continue;
-                }
-                () = until(grant.expires_at_ms) => break CloseCode::TicketExpired,
-                () = lifecycle.draining(), if !told_to_move => {
-                    told_to_move = true;
-                    // What is under way when a node has moved has the other half of the time.
-                    let within_ms = self.relay.spread_ms(self.relay.drain_ms.load(Relaxed) / 2);
-                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms })).await;
-                    continue;
-                }
-                () = lifecycle.stopping() => break CloseCode::ShuttingDown,
-            };
-            match frame.frame {
-                Some(to_relay::Frame::Ping(nonce)) => {
-                    if self.send(from_relay::Frame::Pong(nonce)).await.is_err() {
-                        break CloseCode::Done;
-                    }
-                }
-                Some(to_relay::Frame::Renew(signed)) => match self.check_ticket(&tenant, &signed) {
-                    Ok(renewed) => {
-                        if (grant.enrolling && !renewed.enrolling) || grant.bytes_per_second != renewed.bytes_per_second {
-                            let budget = Arc::new(self.budget(&renewed));
-                            let address = self.connection.remote_address();
-                            let admitted = Admitted { address, tenant: tenant.index(), is_hub: false, link: entered.number, budget };
-                            self.relay.socket.table_mut().admit(route, admitted);
-                        }
-                        sessions.send_replace(renewed.sessions.clone());
-                        grant = renewed;
-                    }
-                    Err(refused) => tracing::debug!(code = refused.code, "a ticket was not renewed"),
-                },
-                // What only a hub may say, from a node: not the protocol.
-                Some(
-                    to_relay::Frame::Admission(_)
-                    | to_relay::Frame::Revoke(_)
-                    | to_relay::Frame::Echoed(_)
-                    | to_relay::Frame::Unused(_)
-                    | to_relay::Frame::Silent(_),
-                ) => break CloseCode::Protocol,
-                None => {}
-            }
-        };
-        close(&self.connection, reason);
-        if entered.leave()
-            && let Some(authority) = tenant.authority()
-        {
-            authority.gone(NodeGone { node_key: self.key.to_bytes(), reason: reason.text().into() });
-        }
-    }
-
-    /// Answers the streams that the node opens beside the link's own, until the link ends.
-    fn serve_chunks(&self, tenant: &Arc<Tenant>, sessions: watch::Receiver<Vec<SessionId>>) {
-        quic::widen(&self.connection, limits::CHUNK_STREAMS, 0);
-        let chunks = LinkChunks::new(self.relay.chunks.clone(), tenant.clone(), sessions);
-        tokio::spawn(chunk::serve_all(self.connection.clone(), chunks, Some(NodeId::from(self.key))));
-    }
-
-    async fn live_as_hub(mut self, lifecycle: Lifecycle, _own: Route, tenant: Arc<Tenant>, ticket_key: PublicKey, instance: u64) {
-        let route = Route::of(tenant.hub().key());
-        let entered = self.enter(route, &tenant, None, Budget::Unlimited);
-        if self.welcome(instance, None).await.is_err() {
-            return;
-        }
-        let (frames, mut outgoing) = mpsc::channel(256);
-        quic::widen(&self.connection, 0, limits::RELAY_CHUNK_STREAMS);
-        let hub = LinkedHub::new(frames, self.connection.clone());
-        tenant.connect(entered.number, ticket_key, instance, hub.clone() as Arc<dyn Authority>);
-        hub.tell_held(&self.relay.chunks.sessions_of(tenant.index()));
-        tracing::info!(hub = %tenant.hub(), address = %self.origin(), "the hub is linked");
-        let mut told_to_drain = false;
-        let reason = loop {
-            let frame = tokio::select! {
-                frame = self.reader.next::<ToRelay>() => match frame {
-                    Ok(Some(frame)) => frame,
-                    Ok(None) | Err(StreamError::Io(_)) => break CloseCode::Done,
-                    Err(_) => break CloseCode::Protocol,
-                },
-                Some(frame) = outgoing.recv() => {
-                    if self.writer.send::<FromRelay>(&frame).await.is_err() { break CloseCode::Done }
-                    continue;
-                }
-                () = lifecycle.draining(), if !told_to_drain => {
-                    told_to_drain = true;
-                    // It sends nobody here any more, and stays as long as its nodes need it.
-                    let _ = self.send(from_relay::Frame::Drain(Drain { within_ms: self.relay.drain_ms.load(Relaxed) })).await;
-                    continue;
-                }
-                () = lifecycle.stopping() => break CloseCode::ShuttingDown,
-            };
-            match frame.frame {
-                Some(to_relay::Frame::Ping(nonce)) => {
-                    let load = from_relay::Frame::Load(self.relay.load());
-                    if self.send(load).await.is_err() || self.send(from_relay::Frame::Pong(nonce)).await.is_err() {
-                        break CloseCode::Done;
-                    }
-                }
-                Some(to_relay::Frame::Admission(answer)) => hub.answer(answer),
-                Some(to_relay::Frame::Echoed(nonce)) => hub.echoed(nonce),
-                Some(to_relay::Frame::Revoke(key)) => {
-                    if let Ok(key) = PublicKey::from_slice(&key) {
-                        self.relay.cut(&tenant.hub(), Route::of(&key), CloseCode::Revoked);
-                    }
-                }
-                Some(to_relay::Frame::Unused(unused)) => {
-                    let sessions: Vec<_> = unused.session_ids.iter().filter_map(|id| SessionId::from_slice(id).ok()).collect();
-                    self.relay.forget(&tenant.hub(), &sessions, unused.deleted);
-                }
-                Some(to_relay::Frame::Silent(relay)) if PublicKey::from_slice(&relay).is_ok() => tenant.tell_silent(relay),
-                Some(to_relay::Frame::Renew(_) | to_relay::Frame::Silent(_)) => break CloseCode::Protocol,
-                None => {}
-            }
-        };
-        close(&self.connection, reason);
-        tenant.disconnect(entered.number);
-        entered.leave();
-        tracing::info!(hub = %tenant.hub(), reason = reason.text(), "the hub's link has ended");
-    }
-
-    async fn send(&mut self, frame: from_relay::Frame) -> Result<(), StreamError> {
-        self.writer.send(&FromRelay { frame: Some(frame) }).await
-    }
 }
 
-async fn until(at_ms: i64) {
-    let left = u64::try_from(at_ms.saturating_sub(clock::now_ms())).unwrap_or(0);
-    tokio::time::sleep(Duration::from_millis(left)).await;
+fn check_ticket(relay: &Relay, tenant: &Tenant, node: &PublicKey, signed: &Signed) -> Result<ticket::Grant, LinkRefused> {
+    let key = tenant.ticket_key().ok_or_else(hub_offline)?;
+    ticket::check(signed, &key, &tenant.hub(), &relay.id, &NodeId::from(*node), clock::now_ms())
+        .map_err(|error| refusal(error.code(), &error.to_string(), 60_000))
 }
 
 /// A link's place in the tables. Leaving is certain: also when the task is dropped.

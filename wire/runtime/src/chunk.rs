@@ -305,14 +305,19 @@ impl ChunkSource for ChunkClient {
 /// other side is a relay and says for whom it asks.
 pub async fn serve_all(connection: Connection, source: Arc<dyn ChunkSource>, node: Option<NodeId>) {
     while let Ok((send, recv)) = connection.accept_bi().await {
-        let (source, connection) = (source.clone(), connection.clone());
-        tokio::spawn(async move {
-            let link = node.map(|node| (node, &connection));
-            if let Err(error) = serve(source.as_ref(), link, send, recv).await {
-                tracing::debug!(code = error.code(), "a request for chunks was not answered");
-            }
-        });
+        serve_stream(&connection, &source, node, send, recv);
     }
+}
+
+/// Answers one of these streams, in a task of its own.
+pub fn serve_stream(connection: &Connection, source: &Arc<dyn ChunkSource>, node: Option<NodeId>, send: SendStream, recv: RecvStream) {
+    let (source, connection) = (source.clone(), connection.clone());
+    tokio::spawn(async move {
+        let link = node.map(|node| (node, &connection));
+        if let Err(error) = serve(source.as_ref(), link, send, recv).await {
+            tracing::debug!(code = error.code(), "a request for chunks was not answered");
+        }
+    });
 }
 
 /// Answers one stream. `link`: the node at the other end, and its link.

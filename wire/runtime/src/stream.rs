@@ -57,6 +57,13 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         }
     }
 
+    /// Gives back the memory of earlier frames when no part of another has come: for streams that are silent most of the time.
+    pub fn release(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+
     /// The next frame, which has to come.
     ///
     /// # Errors
