@@ -1,8 +1,9 @@
 use std::{
     any::Any,
+    cell::Cell,
     fmt,
     future::Future,
-    io,
+    io, mem,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{
@@ -45,7 +46,7 @@ impl Connecting {
         handle: ConnectionHandle,
         conn: proto::Connection,
         endpoint_events: mpsc::UnboundedSender<(ConnectionHandle, EndpointEvent)>,
-        conn_events: mpsc::UnboundedReceiver<ConnectionEvent>,
+        conn_events: mpsc::UnboundedReceiver<Box<ConnectionEvent>>,
         socket: Arc<dyn AsyncUdpSocket>,
         runtime: Arc<dyn Runtime>,
     ) -> Self {
@@ -899,7 +900,7 @@ impl ConnectionRef {
         handle: ConnectionHandle,
         conn: proto::Connection,
         endpoint_events: mpsc::UnboundedSender<(ConnectionHandle, EndpointEvent)>,
-        conn_events: mpsc::UnboundedReceiver<ConnectionEvent>,
+        conn_events: mpsc::UnboundedReceiver<Box<ConnectionEvent>>,
         on_handshake_data: oneshot::Sender<()>,
         on_connected: oneshot::Sender<bool>,
         socket: Arc<dyn AsyncUdpSocket>,
@@ -988,6 +989,11 @@ pub(crate) struct Shared {
     ref_count: AtomicUsize,
 }
 
+thread_local! {
+    /// What the connections of a thread write their packets into, one after the other. Each of them kept one as large as its largest batch before.
+    static SEND_BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
 pub(crate) struct State {
     pub(crate) inner: proto::Connection,
     driver: Option<Waker>,
@@ -997,7 +1003,7 @@ pub(crate) struct State {
     connected: bool,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
     timer_deadline: Option<Instant>,
-    conn_events: mpsc::UnboundedReceiver<ConnectionEvent>,
+    conn_events: mpsc::UnboundedReceiver<Box<ConnectionEvent>>,
     endpoint_events: mpsc::UnboundedSender<(ConnectionHandle, EndpointEvent)>,
     pub(crate) blocked_writers: FxHashMap<StreamId, Waker>,
     pub(crate) blocked_readers: FxHashMap<StreamId, Waker>,
@@ -1013,7 +1019,20 @@ pub(crate) struct State {
 }
 
 impl State {
+    /// Between two calls, only what the socket did not take stays in the connection's own buffer.
     fn drive_transmit(&mut self, cx: &mut Context) -> io::Result<bool> {
+        if self.buffered_transmit.is_none() {
+            self.send_buffer = SEND_BUFFER.try_with(Cell::take).unwrap_or_default();
+        }
+        let result = self.transmit(cx);
+        if self.buffered_transmit.is_none() {
+            let buffer = mem::take(&mut self.send_buffer);
+            let _ = SEND_BUFFER.try_with(|shared| shared.set(buffer));
+        }
+        result
+    }
+
+    fn transmit(&mut self, cx: &mut Context) -> io::Result<bool> {
         let now = self.runtime.now();
         let mut transmits = 0;
 
@@ -1095,7 +1114,7 @@ impl State {
         cx: &mut Context,
     ) -> Result<(), ConnectionError> {
         loop {
-            match self.conn_events.poll_recv(cx) {
+            match self.conn_events.poll_recv(cx).map(|event| event.map(|event| *event)) {
                 Poll::Ready(Some(ConnectionEvent::Rebind(socket))) => {
                     self.socket = socket;
                     self.io_poller = self.socket.clone().create_io_poller();
