@@ -45,6 +45,7 @@ pub mod files;
 pub mod guard;
 pub mod health;
 pub mod history;
+mod introduction;
 pub mod invite;
 pub mod linger;
 pub mod listener;
@@ -196,6 +197,7 @@ fn routes() -> OpenApiRouter<Arc<Api>> {
         .merge(stream::routes())
         .merge(admin::routes())
         .merge(health::routes())
+        .merge(introduction::routes())
         .merge(download::routes())
 }
 

@@ -3,10 +3,9 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use cortex_runtime::telemetry::LogConfig;
-use cortex_wire::id::HubId;
 use serde::{Deserialize, Serialize};
 
-use crate::certificate::CertificateFiles;
+use crate::{certificate::CertificateFiles, named::HubName};
 
 /// The documented example, printed by `cortex-relay config`.
 pub const EXAMPLE: &str = include_str!("../assets/relay.yaml");
@@ -32,8 +31,8 @@ pub struct RelayConfig {
     pub state_dir: PathBuf,
     /// A label for people.
     pub region: String,
-    /// Root keys of the hubs that this relay serves.
-    pub hubs: Vec<HubId>,
+    /// The hubs that this relay serves.
+    pub hubs: Vec<HubName>,
     /// Health and metrics; nothing when not set.
     pub http: Option<SocketAddr>,
     /// Links at once.

@@ -13,6 +13,7 @@
 //! | [`chunk`] | sealed chunks: cache, and one request to the hub for many nodes |
 //! | [`tenant`] | the hubs this relay serves |
 //! | [`config`], [`reload`] | the operator's settings, and their change while the relay runs |
+//! | [`named`] | hubs that are named by their address |
 //! | [`health`], [`metrics`], [`http`] | what the operator sees |
 //! | [`load`] | how much of what it can carry it carries |
 
@@ -24,6 +25,7 @@ pub mod http;
 pub mod link;
 pub mod load;
 pub mod metrics;
+pub mod named;
 pub mod reload;
 pub mod route;
 pub mod socket;

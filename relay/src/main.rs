@@ -7,14 +7,16 @@ use clap::{Parser, Subcommand};
 use cortex_relay::{
     CacheDisk, Options, Relay, TcpOptions,
     config::{EXAMPLE, PREFIX, RelayConfig},
-    http, reload,
+    http,
+    named::{self, HubName},
+    reload,
 };
 use cortex_runtime::{
     config, keyfile,
     lifecycle::{Lifecycle, Parts, exit},
     telemetry::{self, LogFormat},
 };
-use cortex_wire::{id::HubId, invite::RelayEndpoint};
+use cortex_wire::invite::RelayEndpoint;
 
 /// Cortex Mesh relay: a meeting point for peers behind firewalls and their hubs.
 ///
@@ -24,7 +26,8 @@ use cortex_wire::{id::HubId, invite::RelayEndpoint};
     version,
     after_help = "\
 Examples:
-  cortex-relay serve --hub KEY                     a region for one hub; KEY is printed by `cortex-hub serve`
+  cortex-relay serve --hub https://hub.example.org  a region for one hub
+  cortex-relay serve --hub KEY                     the same by its key, which `cortex-hub serve` prints
   cortex-relay serve --listen 0.0.0.0:443 --hub KEY --region fra
   cortex-relay config > relay.yaml                 a file with every setting, documented
 
@@ -61,9 +64,9 @@ struct Serve {
     /// host:port that others dial, when it is not the listening address.
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
-    /// A hub to serve, by its key; may be given several times.
-    #[arg(long = "hub", value_name = "KEY")]
-    hubs: Vec<HubId>,
+    /// A hub to serve, by its key or its https:// address, which is asked for the key once; may be given several times.
+    #[arg(long = "hub", value_name = "KEY|URL")]
+    hubs: Vec<HubName>,
     /// A label for people.
     #[arg(long)]
     region: Option<String>,
@@ -147,11 +150,12 @@ async fn run(settings: RelayConfig, serve: Serve) -> anyhow::Result<()> {
         settings.address.as_deref().and_then(|address| address.rsplit_once(':')).map(|(host, _)| host.trim_matches(['[', ']']).to_owned());
     let certificate = settings.certificate_files()?;
     let current = settings.clone();
+    let hubs = named::find(&settings.hubs, &settings.state_dir).await?;
     let relay = Relay::bind(Options {
         listen: settings.listen,
         key,
         region: settings.region,
-        hubs: settings.hubs.clone(),
+        hubs,
         max_links: settings.max_links,
         bytes_per_second: settings.bytes_per_second,
         cache_bytes: settings.cache_bytes,
@@ -173,7 +177,7 @@ async fn run(settings: RelayConfig, serve: Serve) -> anyhow::Result<()> {
     println!("{}", RelayEndpoint { address: address.clone(), id: relay.id(), region: String::new() });
     tracing::info!(listen = %relay.local_addr()?, address, hubs = settings.hubs.len(), "the relay is ready");
     if settings.hubs.is_empty() {
-        tracing::warn!("no hub is configured, so nobody can connect; start with --hub KEY");
+        tracing::warn!("no hub is configured, so nobody can connect; start with --hub KEY or --hub https://…");
     }
     let mut parts = Parts::new();
     let (forwarder, forwarder_life) = (relay.clone(), lifecycle.clone());

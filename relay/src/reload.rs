@@ -12,8 +12,9 @@ use std::{
 };
 
 use cortex_runtime::{file::Changes, lifecycle};
+use cortex_wire::id::HubId;
 
-use crate::{Limits, Relay, config::RelayConfig};
+use crate::{Limits, Relay, config::RelayConfig, named};
 
 /// Keys that count at once.
 const LIVE: [&str; 4] = ["hubs", "max_links", "bytes_per_second", "drain_ms"];
@@ -38,12 +39,8 @@ pub async fn follow(relay: Arc<Relay>, mut current: RelayConfig, file: &Path, re
             () = hangups.next() => true,
             () = changed(changes.as_mut()) => false,
         };
-        match read() {
-            Ok(settings) if settings == current && !asked => {}
-            Ok(settings) => {
-                apply(&relay, &current, &settings);
-                current = settings;
-            }
+        match renew(&relay, &current, read(), asked).await {
+            Ok(settings) => current = settings,
             Err(error) => {
                 relay.reloads.refused.fetch_add(1, Relaxed);
                 tracing::error!(
@@ -55,6 +52,16 @@ pub async fn follow(relay: Arc<Relay>, mut current: RelayConfig, file: &Path, re
     }
 }
 
+/// Uses what was read, when it is different or somebody asked for it. Answers what counts from now on.
+async fn renew(relay: &Relay, current: &RelayConfig, read: anyhow::Result<RelayConfig>, asked: bool) -> anyhow::Result<RelayConfig> {
+    let settings = read?;
+    if asked || settings != *current {
+        let hubs = named::find(&settings.hubs, &settings.state_dir).await?;
+        apply(relay, current, &settings, &hubs);
+    }
+    Ok(settings)
+}
+
 async fn changed(changes: Option<&mut Changes>) {
     match changes {
         Some(changes) => changes.next().await,
@@ -62,9 +69,9 @@ async fn changed(changes: Option<&mut Changes>) {
     }
 }
 
-fn apply(relay: &Relay, before: &RelayConfig, now: &RelayConfig) {
+fn apply(relay: &Relay, before: &RelayConfig, now: &RelayConfig, hubs: &[HubId]) {
     relay.set_limits(Limits { max_links: now.max_links, bytes_per_second: now.bytes_per_second, drain_ms: now.drain_ms });
-    let (added, removed) = relay.set_hubs(&now.hubs);
+    let (added, removed) = relay.set_hubs(hubs);
     relay.reloads.used.fetch_add(1, Relaxed);
     tracing::info!(
         hubs = now.hubs.len(),

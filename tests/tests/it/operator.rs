@@ -74,6 +74,25 @@ async fn sees_relay(hub: &Hub, relay: &Relay, online: bool) -> Result<Value> {
 }
 
 #[tokio::test]
+async fn a_relay_that_is_told_its_hub_by_address_asks_for_its_key_once() -> Result<()> {
+    let mut hub = Hub::start().await?;
+    let address = hub.base().to_owned();
+    let mut relay = Relay::start(&[&address]).await?;
+    hub.post::<Value>("/api/relays", json!({"endpoint": relay.endpoint})).await?;
+    sees_relay(&hub, &relay, true).await?;
+    // The key is known now: nobody is asked, and nobody has to be there.
+    hub.process.terminate(SOON).await?;
+    relay.process.terminate(SOON).await?;
+    relay.restart().await?;
+    hub.restart().await?;
+    sees_relay(&hub, &relay, true).await?;
+    // One that never knew it does not start.
+    hub.process.terminate(SOON).await?;
+    ensure!(Relay::start(&[&address]).await.is_err(), "a relay serves a hub that it has never heard of");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_second_hub_is_served_and_sent_away_without_a_restart() -> Result<()> {
     let (here, there) = (fresh_root(), fresh_root());
     let (ours, theirs) = (here.public().to_string(), there.public().to_string());

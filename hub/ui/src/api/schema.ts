@@ -161,6 +161,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/hub": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The key of this hub, for relays that were given its address. It is no secret: every invite has it. */
+        get: operations["introduce"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/login": {
         parameters: {
             query?: never;
@@ -2348,6 +2365,13 @@ export interface components {
              * @description Since the machine started.
              */
             uptime_s: number;
+        };
+        /** @description Who this hub is. */
+        Introduction: {
+            /** @description The same, short enough for people to compare. */
+            fingerprint: string;
+            /** @description Its root key, as `--hub` of a relay takes it. */
+            key: string;
         };
         /** @description An invite to be made. Everything may be left out. */
         InviteBody: {
@@ -4559,6 +4583,34 @@ export interface operations {
                 };
                 content: {
                     "text/event-stream": string;
+                };
+            };
+            /** @description an error */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    introduce: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["Introduction"];
                 };
             };
             /** @description an error */
