@@ -103,7 +103,7 @@ pub(crate) fn audience(tx: &dyn ReadTx, node: &Node) -> Result<Vec<UserId>, Stor
     Ok(users)
 }
 
-/// Tells everybody who may see a node what has changed.
+/// Tells everybody who may see a node what has changed: all that may have, but what it says of itself when it connects.
 pub(crate) fn tell(change: &mut Change<'_>, presence: &PresenceTable, node: &Node, what: &str) -> Result<(), StoreError> {
     let users = audience(change.tx, node)?;
     let now = presence.of(node);
@@ -111,9 +111,13 @@ pub(crate) fn tell(change: &mut Change<'_>, presence: &PresenceTable, node: &Nod
         "node_id": node.id,
         "name": node.name,
         "change": what,
+        "labels": node.labels,
         "standing": node.standing,
+        "approved_at_ms": node.approved_at_ms,
+        "shared_with": node.shared_with,
         "state": now.state,
         "since_ms": now.since_ms,
+        "last_seen_at_ms": now.last_seen_at_ms,
         "relay": now.relay,
         "path": now.path,
         "path_reason": now.path_reason,

@@ -37,10 +37,16 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     report.add("interactive_ms", Metric::single("ms", what, figure("interactive_ms")?).wanted(Target::at_most(1000.0)));
     let what = "From the hub's time of a change of a machine to the row that says so; the longest of 20.";
     report.add("status_change_ms", Metric::single("ms", what, figure("status_change_ms")?).wanted(Target::at_most(300.0)));
-    let what = "The longest time between two frames while 10,000 changes (3,000 when quick) of 500 machines come in and somebody scrolls along their list.";
+    let what = "The longest time between two frames, by the clock, while changes of 500 machines come in (10,000, or 3,000 when quick, 250 in a second as far as the hub can) and somebody scrolls along \
+                their list; in five storms, the median of them. Hub, machines and browser share the processors, so it says something on a quiet machine only.";
     report.add(
         "worst_frame_ms_500_machines",
         Metric::single("ms", what, figure("worst_frame_ms_500_machines")?).wanted(Target::at_most(100.0)),
+    );
+    let what = "The longest that the page itself computed without a pause in all of these storms, in processor time of its main thread, out of a trace of Chromium: what no other program makes longer.";
+    report.add(
+        "busiest_task_ms_500_machines",
+        Metric::single("ms", what, figure("busiest_task_ms_500_machines")?).wanted(Target::at_most(50.0)),
     );
     Ok(())
 }

@@ -1,5 +1,6 @@
 // A session with several machines: commands side by side, input, cancelling, hostile output, and a hub that goes away in the middle.
 import { accessible, expect, login, readText, test, until } from "./lab";
+import { busiest, CATEGORIES } from "../bench/trace.mjs";
 
 test("a command runs on several machines side by side, is fed, fails, and is cancelled", async ({ page, lab }) => {
   await lab.setUp();
@@ -150,7 +151,7 @@ test("a hundred thousand lines are printed without the page standing still", asy
     requestAnimationFrame(look);
     Object.assign(window, { frames });
   });
-  await browser.startTracing(page, { categories: ["disabled-by-default-devtools.timeline", "devtools.timeline", "__metadata"] });
+  await browser.startTracing(page, { categories: CATEGORIES });
   await page.getByLabel("Command").fill("seq 1 100000");
   await page.getByLabel("Command").press("Enter");
   await expect(page.locator(".xterm-rows").last()).toContainText("100000", { timeout: 40_000 });
@@ -162,11 +163,3 @@ test("a hundred thousand lines are printed without the page standing still", asy
   expect(busy).toBeLessThan(100);
   expect(worst).toBeLessThan(1500);
 });
-
-type Traced = { name: string; ph: string; pid: number; tid: number; dur?: number; tdur?: number; args?: { name?: string } };
-/** Processor time of the longest task of a page's main thread, in milliseconds. */
-function busiest({ traceEvents }: { traceEvents: Traced[] }): number {
-  const main = new Set(traceEvents.filter((event) => event.name === "thread_name" && event.args?.name === "CrRendererMain").map(({ pid, tid }) => `${pid}/${tid}`));
-  const tasks = traceEvents.filter((event) => /RunTask$/.test(event.name) && event.ph === "X" && main.has(`${event.pid}/${event.tid}`));
-  return Math.max(0, ...tasks.map((event) => (event.tdur ?? event.dur ?? 0) / 1000));
-}

@@ -1,5 +1,5 @@
 // What this page knows of the hub: who we are, machines, sessions, and the live link that keeps them true.
-import { all, explain, Failure, get, post, whenShutOut, type Health, type Me, type Node, type Session } from "../api/client";
+import { all, explain, Failure, get, post, whenShutOut, type Health, type Me, type Node, type Page, type Session } from "../api/client";
 import { Stream, type Link } from "../api/stream";
 
 const KINDS = ["node", "node_health", "invite", "session", "task", "approval", "relay"];
@@ -7,6 +7,14 @@ const HISTORY = 60;
 /** More changes than this at once are read as one list, and lists no more often than this: the events themselves say how machines are. */
 const ONE_BY_ONE = 12;
 const LIST_MS = 1500;
+const SOON_MS = 60;
+/** Changes of which the event says everything that there is to know: while many of them come nothing is read, and once it is calm the list is, to be sure. */
+const TOLD = new Set(["update", "approve", "drain", "undrain", "revoke", "share", "unshare", "health", "path", "refused", "policy", "policy_in_force", "offline"]);
+/** So many machines are read first, to have something to show. */
+const FIRST = 60;
+/** When more than so many news were taken in at once, the next wait for a while: most of the time belongs to whoever looks and scrolls. */
+const MANY = 8;
+const REST_MS = 120;
 /** Where no frames are drawn, as in a tab behind another, changes are taken in after this. */
 const UNSEEN_MS = 200;
 
@@ -49,9 +57,11 @@ class HubState {
   #known = new Map<string, Machine>();
   #listeners = new Set<(event: HubEvent) => void>();
   #stale = new Set<string>();
-  #sessionsStale = false;
+  #untold = false;
+  #sessionsSoon: ReturnType<typeof setTimeout> | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #listed = 0;
+  #restUntil = 0;
   #heard: { kind: string; event: { at_ms: number; data: Record<string, unknown> } }[] = [];
   #frame: (() => void) | null = null;
   #toast = 0;
@@ -64,8 +74,10 @@ class HubState {
   }
 
   async begin(): Promise<void> {
+    // Beside the question who we are: whoever is logged in sees machines one round trip earlier.
+    const first = get<Page<Node>>(`/api/nodes?limit=${FIRST}`).catch(() => null);
     try {
-      await this.enter(await get<Me>("/api/me"));
+      await this.enter(await get<Me>("/api/me"), first);
     } catch (error) {
       if (!(error instanceof Failure) || error.status !== 401) {
         this.phase = "unreachable";
@@ -77,7 +89,7 @@ class HubState {
     }
   }
 
-  async enter(me: Me): Promise<void> {
+  async enter(me: Me, first: Promise<Page<Node> | null> = Promise.resolve(null)): Promise<void> {
     this.me = me;
     this.phase = "in";
     this.#stream?.close();
@@ -90,6 +102,8 @@ class HubState {
         if (state === "live" && again) void this.reload();
       },
     });
+    // Those are shown until everything has been read, which is done when the stream has been asked for: nothing falls between.
+    void first.then((page) => { if (page && this.me === me && !this.ready) this.#take(page.items); });
     await this.reload();
   }
 
@@ -206,18 +220,22 @@ class HubState {
     this.#list();
   }
 
-  /** What comes in between two frames is taken in at once: the page is drawn once for all of it. */
+  /** What comes in between two frames is taken in at once: the page is drawn once for all of it. When much comes, between more frames than two. */
   #hear(kind: string, event: { at_ms: number; data: Record<string, unknown> }): void {
     this.#heard.push({ kind, event });
     if (this.#frame) return;
-    const timer = setTimeout(() => this.#frame?.(), UNSEEN_MS);
-    const frame = requestAnimationFrame(() => this.#frame?.());
+    const rest = Math.max(0, this.#restUntil - performance.now());
+    let frame = 0;
+    const pause = setTimeout(() => (frame = requestAnimationFrame(() => this.#frame?.())), rest);
+    const unseen = setTimeout(() => this.#frame?.(), rest + UNSEEN_MS);
     this.#frame = () => {
-      clearTimeout(timer);
+      clearTimeout(pause);
+      clearTimeout(unseen);
       cancelAnimationFrame(frame);
       this.#frame = null;
       const heard = this.#heard;
       this.#heard = [];
+      if (heard.length > MANY) this.#restUntil = performance.now() + REST_MS;
       // Of heartbeats only a machine's last one is worth drawing.
       const last = new Map(heard.filter(({ kind }) => kind === "node_health").map((one) => [one.event.data.node_id, one]));
       for (const one of heard) if (one.kind !== "node_health" || last.get(one.event.data.node_id) === one) this.#takeIn(one.kind, one.event);
@@ -227,37 +245,44 @@ class HubState {
   #takeIn(kind: string, event: { at_ms: number; data: Record<string, unknown> }): void {
     const data = event.data;
     if (kind === "node" || kind === "node_health") this.#hearNode(kind, data);
-    if (kind === "session") {
-      this.#sessionsStale = true;
-      this.#soon();
-    }
+    if (kind === "session") this.#sessionsSoon ??= setTimeout(() => void this.#readSessions(), SOON_MS);
     for (const listener of this.#listeners) listener({ kind, at: event.at_ms, data });
   }
 
   #hearNode(kind: string, data: Record<string, unknown>): void {
     const id = String(data.node_id);
+    const change = String(data.change);
     const machine = this.#known.get(id);
+    if (change === "deleted") {
+      if (this.#known.delete(id)) this.#list();
+      return;
+    }
     if (machine) {
-      const { node_id: _, name, change: __, standing, refusal, path_policy, drained_at_ms, ...presence } = data;
+      const { node_id: _, change: __, name, labels, standing, approved_at_ms, shared_with, refusal, path_policy, drained_at_ms, ...presence } = data;
       const node = machine.node;
-      const news = { ...node, presence: { ...node.presence, ...presence } } as Node;
-      if (kind === "node") Object.assign(news, { name: name ?? node.name, standing: standing ?? node.standing, refusal, path_policy: path_policy ?? node.path_policy, drained_at_ms });
+      const own = kind === "node" ? { name, labels, standing, approved_at_ms, shared_with, refusal, path_policy, drained_at_ms } : {};
+      const news = { ...node, ...own, presence: { ...node.presence, ...presence } } as Node;
       if (news.presence.state !== "online" && news.presence.state !== "degraded") news.presence.health = null;
       machine.node = news;
+      if (news.name !== node.name) this.#list();
       if (kind === "node_health" && data.health) machine.hear(data.health as Health);
     }
     if (kind === "node") {
       this.#stale.add(id);
+      this.#untold ||= !machine || !TOLD.has(change);
       this.#soon();
     }
   }
 
   #soon(): void {
-    const wait = this.#stale.size > ONE_BY_ONE ? Math.max(60, this.#listed + LIST_MS - Date.now()) : 60;
-    this.#timer ??= setTimeout(() => {
+    const many = this.#stale.size > ONE_BY_ONE;
+    if (many && !this.#untold) clearTimeout(this.#timer);
+    else if (this.#timer !== undefined) return;
+    const wait = !many ? SOON_MS : this.#untold ? Math.max(SOON_MS, this.#listed + LIST_MS - Date.now()) : LIST_MS;
+    this.#timer = setTimeout(() => {
       this.#timer = undefined;
       // Meanwhile there may be more of them.
-      if (this.#stale.size > ONE_BY_ONE && Date.now() < this.#listed + LIST_MS) this.#soon();
+      if (!many && this.#stale.size > ONE_BY_ONE) this.#soon();
       else void this.#refresh();
     }, wait);
   }
@@ -265,10 +290,8 @@ class HubState {
   async #refresh(): Promise<void> {
     const ids = [...this.#stale];
     this.#stale.clear();
-    const sessions = this.#sessionsStale;
-    this.#sessionsStale = false;
+    this.#untold = false;
     try {
-      if (sessions) this.sessions = await all<Session>("/api/sessions");
       if (ids.length > ONE_BY_ONE) {
         this.#listed = Date.now();
         this.#take(await all<Node>("/api/nodes"));
@@ -277,6 +300,11 @@ class HubState {
     } catch {
       // The link says when the hub is back, and everything is read then.
     }
+  }
+
+  async #readSessions(): Promise<void> {
+    this.#sessionsSoon = undefined;
+    this.sessions = await all<Session>("/api/sessions").catch(() => this.sessions);
   }
 
   async #look(id: string): Promise<void> {
