@@ -135,9 +135,9 @@ pub(crate) fn governed_by(tx: &dyn ReadTx, actor: &Actor, id: NodeId) -> Result<
     Ok(node)
 }
 
-fn check(policy: &SandboxPolicy) -> Result<(), PolicyError> {
+fn check(wanted: &SandboxPolicy) -> Result<(), PolicyError> {
     let malformed = |pointer: String, reason: String| Err(PolicyError::Malformed { pointer, reason });
-    for (list, rules) in [("allow", &policy.allow), ("ask", &policy.ask), ("deny", &policy.deny)] {
+    for (list, rules) in [("allow", &wanted.allow), ("ask", &wanted.ask), ("deny", &wanted.deny)] {
         if rules.len() > limits::POLICY_RULES {
             return malformed(format!("/{list}"), format!("a policy has at most {} rules in each list", limits::POLICY_RULES));
         }
@@ -145,10 +145,21 @@ fn check(policy: &SandboxPolicy) -> Result<(), PolicyError> {
             check_rule(rule).or_else(|reason| malformed(format!("/{list}/{at}"), reason))?;
         }
     }
-    if !(1..=SLOTS).contains(&policy.task_slots) {
+    // As the node itself checks its own file (`cortex-peer`'s `policy.network`).
+    if wanted.network.len() > limits::POLICY_RULES {
+        return malformed("/network".into(), format!("a policy has at most {} hosts", limits::POLICY_RULES));
+    }
+    if let Some(at) = wanted.network.iter().position(|host| !policy::is_grant(host)) {
+        let shown = clean(&wanted.network[at], limits::NAME_BYTES);
+        return malformed(
+            format!("/network/{at}"),
+            format!("`{shown}` is no host that can be allowed; write `name`, `name:port`, `*.name` or `*`, without https:// and without a path"),
+        );
+    }
+    if !(1..=SLOTS).contains(&wanted.task_slots) {
         return malformed("/task_slots".into(), format!("a node has 1 to {SLOTS} task slots"));
     }
-    if schema::SandboxPolicy::from(policy).encoded_len() > limits::POLICY_BYTES {
+    if schema::SandboxPolicy::from(wanted).encoded_len() > limits::POLICY_BYTES {
         return malformed(String::new(), format!("a policy has at most {} bytes; use fewer or shorter rules", limits::POLICY_BYTES));
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! A terminal is a task like any other; its output is the task's. What is here is only in memory, and only while somebody sits there: typed bytes on their way, in
 //! the order in which they came from all seats, kept until the program has them, so that none is lost or doubled when the way to the node breaks. The size
-//! that was asked for last, by whomever, is the terminal's.
+//! that was asked for last, by whomever, is the terminal's, and everybody at it hears of it.
 
 use std::{
     collections::HashMap,
@@ -17,7 +17,7 @@ use cortex_wire::{
     schema,
 };
 use futures_util::{StreamExt as _, stream::FuturesOrdered};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::{
     account::Actor,
@@ -86,12 +86,13 @@ struct Desk {
     more: Notify,
     /// The node can be reached again.
     attached: Notify,
+    /// What was asked for last; all seats hear of it.
+    size: watch::Sender<Option<schema::Terminal>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
     seats: usize,
-    size: Option<schema::Terminal>,
     typed: BytesMut,
     /// Somebody carries what is typed to the node.
     carried: bool,
@@ -101,7 +102,7 @@ impl Terminals {
     /// The size that the terminal of a task should have, if anybody has said so.
     pub(crate) fn size(&self, task: TaskId) -> Option<schema::Terminal> {
         let desk = lock(&self.0).get(&task).cloned()?;
-        lock(&desk.state).size
+        *desk.size.borrow()
     }
 
     /// Forgets a desk at which nobody sits, and from which nothing is carried any more: until then the next one to sit down gets the same.
@@ -140,14 +141,14 @@ impl Drop for Seat {
 }
 
 impl Seat {
-    /// The size that was asked for last, if anybody has since somebody sat down here.
-    pub fn size(&self) -> Option<schema::Terminal> {
-        lock(&self.desk.state).size
+    /// The size that was asked for last, if anybody has since somebody sat down here; now, and whenever it is another.
+    pub fn sizes(&self) -> watch::Receiver<Option<schema::Terminal>> {
+        self.desk.size.subscribe()
     }
 
-    /// The terminal takes this size.
+    /// The terminal takes this size, and all seats hear of it.
     pub fn resize(&self, size: schema::Terminal) {
-        lock(&self.desk.state).size = Some(size);
+        self.desk.size.send_if_modified(|now| now.replace(size) != Some(size));
         if let Some(mesh) = &self.mesh {
             mesh.resize(self.task, self.node, size);
         }

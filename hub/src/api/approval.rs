@@ -14,7 +14,7 @@ use super::{
     caller::Caller,
     paging::{Page, PageQuery},
     problem::Problem,
-    view::{OriginView, TaskView},
+    view::{Names, OriginView, TaskView},
 };
 use crate::{
     approval::Waiting,
@@ -80,6 +80,9 @@ pub struct GrantView {
     /// Who said it.
     #[schema(value_type = String)]
     pub user_id: UserId,
+    /// Their login name, where approvals and tasks are read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
     /// How far it reaches.
     pub reach: Reach,
     /// With the reach "prefix": the words.
@@ -101,6 +104,7 @@ impl From<Grant> for GrantView {
             node_id: grant.node,
             session_id: grant.session,
             user_id: grant.by,
+            user: None,
             reach: grant.reach,
             prefix: grant.prefix,
             command: grant.command,
@@ -153,7 +157,7 @@ impl From<Waiting> for WaitingView {
             question: asked.map_or_else(String::new, |asked| asked.question.clone()),
             asked_at_ms: asked.map_or(0, |asked| asked.asked_at_ms),
             expires_at_ms: asked.map_or(0, |asked| asked.expires_at_ms),
-            origin: OriginView { user_id: task.origin.user, via: task.origin.via, token_id: task.origin.token },
+            origin: task.origin.into(),
             spec: task.spec,
             may_answer,
         }
@@ -164,7 +168,12 @@ impl From<Waiting> for WaitingView {
 #[utoipa::path(get, path = "/api/approvals", tag = "approvals", params(PageQuery), responses((status = 200, body = Page<WaitingView>)))]
 async fn list_approvals(State(api): State<Arc<Api>>, caller: Caller, Query(page): Query<PageQuery>) -> Answer<Page<WaitingView>> {
     let waiting = page.cut(api.hub.approvals(&caller.actor).await?, |waiting| waiting.task.id.to_string())?;
-    Ok(Json(waiting.map(WaitingView::from)))
+    let mut views = waiting.map(WaitingView::from);
+    let mut names = Names::new(&api.hub);
+    for view in &mut views.items {
+        view.origin.name = Some(names.of(view.origin.user_id).await?);
+    }
+    Ok(Json(views))
 }
 
 /// A yes.
@@ -209,7 +218,12 @@ async fn deny_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<T
 #[utoipa::path(get, path = "/api/approvals/remembered", tag = "approvals", params(PageQuery), responses((status = 200, body = Page<GrantView>)))]
 async fn list_grants(State(api): State<Arc<Api>>, caller: Caller, Query(page): Query<PageQuery>) -> Answer<Page<GrantView>> {
     let grants = page.cut(api.hub.grants(&caller.actor).await?, |grant| grant.id.to_string())?;
-    Ok(Json(grants.map(GrantView::from)))
+    let mut views = grants.map(GrantView::from);
+    let mut names = Names::new(&api.hub);
+    for view in &mut views.items {
+        view.user = Some(names.of(view.user_id).await?);
+    }
+    Ok(Json(views))
 }
 
 /// Takes a remembered approval back.

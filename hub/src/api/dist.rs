@@ -12,6 +12,7 @@ use data_encoding::HEXLOWER;
 use flate2::{Compression, write::GzEncoder};
 use serde::Serialize;
 use utoipa::ToSchema;
+use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
 /// Platforms that people ask for, in the order of the download page.
 const PLATFORMS: [(&str, &str); 5] = [
@@ -65,6 +66,11 @@ pub struct Program {
 pub fn file_name(platform: &str) -> String {
     let suffix = if platform.starts_with("windows") { ".exe" } else { "" };
     format!("cortex-peer-{platform}{suffix}")
+}
+
+/// The file name of a bundle for a platform: what people there can open.
+pub fn bundle_name(platform: &str) -> String {
+    format!("cortex-peer-{platform}.{}", if platform.starts_with("windows") { "zip" } else { "tar.gz" })
 }
 
 /// The platform that this hub runs on.
@@ -169,28 +175,64 @@ Something wrong?  ./cortex-peer doctor --config peer.yaml  says what, and how to
 Ctrl-C stops the peer; the hub shows the machine offline at once.
 ";
 
-/// A tar.gz of the program, its configuration (0600) and a read-me. Takes a moment: run it where blocking is fine.
+const README_WINDOWS: &str = "\
+Cortex Mesh peer
+================
+
+This folder turns one machine into a node of the hub that you got it from. In PowerShell:
+
+  1. Unpack it where it should stay:   Expand-Archive cortex-peer-windows-x86_64.zip .
+  2. See whether it is whole:          cd cortex-peer; (Get-FileHash cortex-peer.exe).Hash; type SHA256SUMS
+  3. Start it:                         .\\cortex-peer.exe run --config peer.yaml
+
+peer.yaml holds an invite. It works once, and the peer erases it from the file when the machine has joined.
+Something wrong?  .\\cortex-peer.exe doctor --config peer.yaml  says what, and how to fix it.
+Ctrl-C stops the peer; the hub shows the machine offline at once.
+";
+
+/// A program, its checksum, its configuration (0600) and a read-me: a zip when it is for Windows, else a tar.gz. Takes a moment: run it where blocking is fine.
 ///
 /// # Errors
 /// When the program cannot be read.
 pub fn bundle(program: &Path, yaml: &str) -> io::Result<Vec<u8>> {
+    let is_windows = program.extension().is_some_and(|extension| extension == "exe");
+    let (name, readme) = if is_windows { ("cortex-peer.exe", README_WINDOWS) } else { ("cortex-peer", README) };
+    let sum = format!("{}  {name}\n", sha256(program)?);
+    let mut file = std::fs::File::open(program)?;
+    let len = file.metadata()?.len();
+    let files: [(&str, u32, u64, &mut dyn io::Read); 4] = [
+        (name, 0o755, len, &mut file),
+        ("peer.yaml", 0o600, yaml.len() as u64, &mut yaml.as_bytes()),
+        ("SHA256SUMS", 0o644, sum.len() as u64, &mut sum.as_bytes()),
+        ("README.txt", 0o644, readme.len() as u64, &mut readme.as_bytes()),
+    ];
+    if is_windows { zip(files) } else { tar_gz(files) }
+}
+
+/// Name, mode, length, content.
+type Member<'a> = (&'a str, u32, u64, &'a mut dyn io::Read);
+
+fn tar_gz(files: [Member<'_>; 4]) -> io::Result<Vec<u8>> {
     let now_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut archive = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
-    let mut append = |name: &str, mode: u32, len: u64, content: &mut dyn io::Read| {
+    for (name, mode, len, content) in files {
         let mut header = tar::Header::new_gnu();
         header.set_mode(mode);
         header.set_size(len);
         header.set_mtime(now_s);
-        archive.append_data(&mut header, format!("cortex-peer/{name}"), content)
-    };
-    let mut file = std::fs::File::open(program)?;
-    let name = if program.extension().is_some_and(|extension| extension == "exe") { "cortex-peer.exe" } else { "cortex-peer" };
-    append(name, 0o755, file.metadata()?.len(), &mut file)?;
-    append("peer.yaml", 0o600, yaml.len() as u64, &mut yaml.as_bytes())?;
-    let sum = format!("{}  {name}\n", sha256(program)?);
-    append("SHA256SUMS", 0o644, sum.len() as u64, &mut sum.as_bytes())?;
-    append("README.txt", 0o644, README.len() as u64, &mut README.as_bytes())?;
+        archive.append_data(&mut header, format!("cortex-peer/{name}"), content)?;
+    }
     archive.into_inner()?.finish()
+}
+
+fn zip(files: [Member<'_>; 4]) -> io::Result<Vec<u8>> {
+    let mut archive = ZipWriter::new(io::Cursor::new(Vec::new()));
+    for (name, mode, _, content) in files {
+        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated).compression_level(Some(1)).unix_permissions(mode);
+        archive.start_file(format!("cortex-peer/{name}"), options).map_err(io::Error::from)?;
+        io::copy(content, &mut archive)?;
+    }
+    Ok(archive.finish().map_err(io::Error::from)?.into_inner())
 }
 
 #[cfg(test)]
@@ -241,5 +283,26 @@ mod tests {
             names.push(name);
         }
         assert_eq!(names, ["cortex-peer/cortex-peer", "cortex-peer/peer.yaml", "cortex-peer/SHA256SUMS", "cortex-peer/README.txt"]);
+    }
+
+    #[test]
+    fn a_bundle_for_windows_is_a_zip() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(file_name("windows-x86_64"));
+        std::fs::write(&program, "program ".repeat(100_000)).unwrap();
+        let packed = bundle(&program, &peer_yaml("", "cxi1_x")).unwrap();
+        assert!(packed.len() < 100_000, "{}", packed.len());
+        let mut archive = zip::ZipArchive::new(io::Cursor::new(packed)).unwrap();
+        let mut read = |name: &str| {
+            let mut text = String::new();
+            archive.by_name(name).unwrap().read_to_string(&mut text).unwrap();
+            text
+        };
+        assert_eq!(read("cortex-peer/cortex-peer.exe"), "program ".repeat(100_000));
+        assert!(read("cortex-peer/peer.yaml").ends_with("invite: \"cxi1_x\"\n"));
+        assert_eq!(read("cortex-peer/SHA256SUMS"), format!("{}  cortex-peer.exe\n", sha256(&program).unwrap()));
+        assert!(read("cortex-peer/README.txt").contains(r".\cortex-peer.exe run --config peer.yaml"));
+        assert_eq!(archive.len(), 4);
+        assert_eq!((bundle_name("windows-x86_64").as_str(), bundle_name("linux-aarch64").as_str()), ("cortex-peer-windows-x86_64.zip", "cortex-peer-linux-aarch64.tar.gz"));
     }
 }

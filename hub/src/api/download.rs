@@ -23,11 +23,13 @@ use super::{
 use crate::record::Scope;
 
 const INSTALL_SH: &str = include_str!("../../assets/install.sh");
+const INSTALL_PS1: &str = include_str!("../../assets/install.ps1");
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
     OpenApiRouter::new()
         .routes(routes!(install_script))
+        .routes(routes!(install_script_windows))
         .routes(routes!(checksums))
         .routes(routes!(program))
         .routes(routes!(list_programs))
@@ -58,6 +60,13 @@ async fn install_script(State(api): State<Arc<Api>>, visitor: Visitor) -> Respon
     // The address holds nothing but what host names are made of (`Site` sees to that), so it can stand between quotes.
     let script = INSTALL_SH.replace("@HUB@", &api.site.base_url(&visitor.host));
     ([(header::CONTENT_TYPE, "text/x-shellscript; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")], script).into_response()
+}
+
+/// The same for Windows, in PowerShell: `& ([scriptblock]::Create((irm '…/install.ps1'))) -Invite 'cxi1_…'`.
+#[utoipa::path(get, path = "/install.ps1", tag = "download", security(()), responses((status = 200, body = String, content_type = "text/plain")))]
+async fn install_script_windows(State(api): State<Arc<Api>>, visitor: Visitor) -> Response {
+    let script = INSTALL_PS1.replace("@HUB@", &api.site.base_url(&visitor.host));
+    ([(header::CONTENT_TYPE, "text/plain; charset=utf-8"), (header::CACHE_CONTROL, "no-cache")], script).into_response()
 }
 
 /// SHA-256 of every program, as `sha256sum -c` reads it.
@@ -107,7 +116,7 @@ struct BundleBody {
     platform: Option<String>,
 }
 
-/// A tar.gz of the program, its checksum, its configuration with the invite, and a read-me.
+/// The program, its checksum, its configuration with the invite, and a read-me: a zip for Windows, else a tar.gz.
 ///
 /// A POST, because the invite is a secret, and secrets do not stand in addresses.
 #[utoipa::path(post, path = "/api/nodes/bundle", tag = "download", request_body = BundleBody, responses((status = 200, body = [u8], content_type = "application/gzip")))]
@@ -121,7 +130,9 @@ async fn bundle(State(api): State<Arc<Api>>, caller: Caller, JsonBody(body): Jso
     let archive = blocking(move || dist::bundle(&path, &yaml)).await?;
     let mut response = archive.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/gzip"));
-    headers.extend(attachment(&format!("cortex-peer-{platform}.tar.gz")));
+    let file = dist::bundle_name(&platform);
+    let kind = if file.ends_with(".zip") { "application/zip" } else { "application/gzip" };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    headers.extend(attachment(&file));
     Ok(response)
 }

@@ -58,6 +58,8 @@ pub struct FreshInvite {
     approval: bool,
     /// Installs and starts the peer, when pasted into a shell on the machine.
     one_liner: String,
+    /// The same for PowerShell on Windows.
+    one_liner_windows: String,
     /// The peer's configuration, for those who install it themselves: `peer.yaml`.
     yaml: String,
     /// Where the programs are, and which of them this hub has.
@@ -90,6 +92,7 @@ async fn create_invite(
         expires_at_ms: issued.invite.expires_at_ms,
         approval: issued.invite.approval,
         one_liner: format!("curl -fsSL {base}/install.sh | sh -s -- --invite {}", issued.text),
+        one_liner_windows: format!("& ([scriptblock]::Create((irm '{base}/install.ps1'))) -Invite '{}'", issued.text),
         yaml: dist::peer_yaml(&issued.invite.name, &issued.text),
         programs: api.programs().await?,
         bundle_path: "/api/nodes/bundle",

@@ -10,7 +10,7 @@ use super::{
     body::{Answer, Query},
     caller::Caller,
     paging::{Page, PageQuery},
-    view::TaskView,
+    view::{Names, TaskView},
 };
 
 /// The routes.
@@ -22,5 +22,5 @@ pub fn routes() -> OpenApiRouter<Arc<Api>> {
 #[utoipa::path(get, path = "/api/tasks", tag = "tasks", params(PageQuery), responses((status = 200, body = Page<TaskView>)))]
 async fn recent_tasks(State(api): State<Arc<Api>>, caller: Caller, Query(page): Query<PageQuery>) -> Answer<Page<TaskView>> {
     let tasks = api.hub.recent_tasks(&caller.actor, page.cursor()?, page.limit() + 1).await?;
-    Ok(Json(page.of(tasks, |task| task.id.to_string()).map(TaskView::from)))
+    Ok(Json(Names::new(&api.hub).tasks(page.of(tasks, |task| task.id.to_string())).await?))
 }

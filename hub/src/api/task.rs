@@ -24,7 +24,7 @@ use super::{
     caller::Caller,
     paging::{Page, PageQuery},
     problem::{Candidate, Problem},
-    view::TaskView,
+    view::{Names, TaskView},
 };
 use crate::{
     record::{Mode, TaskSpec, TerminalSize},
@@ -187,13 +187,13 @@ async fn list_tasks(
     Query(page): Query<PageQuery>,
 ) -> Answer<Page<TaskView>> {
     let tasks = api.hub.tasks(&caller.actor, id, page.cursor()?, page.limit() + 1).await?;
-    Ok(Json(page.of(tasks, |task| task.id.to_string()).map(TaskView::from)))
+    Ok(Json(Names::new(&api.hub).tasks(page.of(tasks, |task| task.id.to_string())).await?))
 }
 
 /// One task.
 #[utoipa::path(get, path = "/api/tasks/{id}", tag = "tasks", params(("id" = String, Path)), responses((status = 200, body = TaskView)))]
 async fn show_task(State(api): State<Arc<Api>>, caller: Caller, Path(id): Path<TaskId>) -> Answer<TaskView> {
-    Ok(Json(api.hub.task(&caller.actor, id).await?.into()))
+    Ok(Json(Names::new(&api.hub).task(api.hub.task(&caller.actor, id).await?).await?))
 }
 
 /// The node's signed word about how a task ended, with all that is needed to check it without this hub: `cortex-peer verify FILE`.

@@ -3,7 +3,7 @@
 //! | frame | to the client | from the client |
 //! | --- | --- | --- |
 //! | binary | output, from where the last one ended | what is typed |
-//! | text | `opened` (first, with the offset of the first byte), `gap`, `exit`, `error` | `resize` |
+//! | text | `opened` (first, with the offset of the first byte), `size` (whenever somebody gave it another), `gap`, `exit`, `error` | `resize` |
 //!
 //! Each connection reads the stored output at its own pace, so nobody waits for anybody. One that takes nothing for a while is closed; the terminal runs on, and who comes
 //! back with the next offset misses nothing and sees nothing twice. The size is the one that was asked for last.
@@ -137,7 +137,7 @@ impl TerminalQuery {
 /// Opens a terminal on a node of the session, or comes back to one.
 ///
 /// A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,"written":…,…}`; binary frames are output from that offset on (what comes before `written` was printed
-/// before), and what is typed in the other direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
+/// before), and what is typed in the other direction. `{"type":"resize","columns":…,"rows":…}` changes the size, and everybody at the terminal hears `{"type":"size","columns":…,"rows":…}`. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
 /// with `task` and `offset`, or end it with `POST /api/tasks/{id}/cancel`. With a session cookie the request must come from a page of this hub.
 #[utoipa::path(get, path = "/api/sessions/{id}/terminal", tag = "tasks",
     params(("id" = String, Path), TerminalQuery),
@@ -291,6 +291,11 @@ enum Told<'a> {
         rows: u32,
         may_type: bool,
     },
+    /// Somebody gave it another size.
+    Size {
+        columns: u32,
+        rows: u32,
+    },
     Gap {
         next_offset: u64,
     },
@@ -356,7 +361,8 @@ impl Guest {
         mut incoming: SplitStream<Socket>,
         mut screen: Screen,
     ) -> Result<std::convert::Infallible, Over> {
-        let size = self.seat.size().unwrap_or_else(|| self.task.spec.terminal.unwrap_or_default().into());
+        let mut sizes = self.seat.sizes();
+        let size = sizes.borrow_and_update().unwrap_or_else(|| self.task.spec.terminal.unwrap_or_default().into());
         let written = screen.marks.borrow().stdout;
         let opened = Told::Opened {
             task_id: self.task.id,
@@ -383,6 +389,12 @@ impl Guest {
                     typed = self.hear(out, message).await?;
                 }
                 () = self.seat.room(), if typed.is_some() => {}
+                Ok(()) = sizes.changed() => {
+                    let size = *sizes.borrow_and_update();
+                    if let Some(schema::Terminal { columns, rows }) = size {
+                        tell(out, &Told::Size { columns, rows }).await?;
+                    }
+                }
                 shown = screen.next() => match shown.map_err(|_| Over::Close(1011, "the output cannot be read"))? {
                     Shown::Bytes(bytes) => send(out, Message::Binary(bytes)).await?,
                     Shown::Gap(next_offset) => tell(out, &Told::Gap { next_offset }).await?,

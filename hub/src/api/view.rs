@@ -12,12 +12,12 @@ use cortex_wire::{
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::approval::ApprovalView;
+use super::{approval::ApprovalView, paging::Page};
 use crate::{
     hub::Hub,
     presence::Presence,
     record::{
-        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, PathPolicy,
+        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, Origin, PathPolicy,
         PoolRecord, Role, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage, User,
     },
     store::StoreError,
@@ -46,6 +46,31 @@ impl Names {
         let name = self.hub.user(id).await?.map_or_else(|| id.to_string(), |user| user.name);
         self.known.insert(id, name.clone());
         Ok(name)
+    }
+
+    /// A task with the names of who asked and who answered.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn task(&mut self, task: Task) -> Result<TaskView, StoreError> {
+        let mut view = TaskView::from(task);
+        view.origin.name = Some(self.of(view.origin.user_id).await?);
+        if let Some(grant) = view.approval.as_mut().and_then(|approval| approval.grant.as_mut()) {
+            grant.user = Some(self.of(grant.user_id).await?);
+        }
+        Ok(view)
+    }
+
+    /// The same for a page of them.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub async fn tasks(&mut self, page: Page<Task>) -> Result<Page<TaskView>, StoreError> {
+        let mut items = Vec::with_capacity(page.items.len());
+        for task in page.items {
+            items.push(self.task(task).await?);
+        }
+        Ok(Page { items, next_cursor: page.next_cursor })
     }
 }
 
@@ -388,10 +413,19 @@ pub struct OriginView {
     /// Who.
     #[schema(value_type = String)]
     pub user_id: UserId,
+    /// Their login name, where tasks are read; the id when the account is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// "ui", "api", "mcp", "demo".
     pub via: String,
     /// The API token.
     pub token_id: Option<String>,
+}
+
+impl From<Origin> for OriginView {
+    fn from(origin: Origin) -> Self {
+        Self { user_id: origin.user, name: None, via: origin.via, token_id: origin.token }
+    }
 }
 
 /// How a task of the pool came to its node.
@@ -509,7 +543,7 @@ impl From<Task> for TaskView {
             node_id: task.node,
             pool: task.pool.map(PoolView::from),
             fence: task.fence,
-            origin: OriginView { user_id: task.origin.user, via: task.origin.via, token_id: task.origin.token },
+            origin: task.origin.into(),
             state: task.state,
             spec: task.spec,
             attempt: task.attempt,

@@ -105,6 +105,21 @@ async fn a_change_is_kept_with_its_difference_which_the_audit_row_vouches_for() 
 }
 
 #[tokio::test]
+async fn hosts_that_the_node_would_refuse_are_refused_here_with_their_place() {
+    let site = Site::new().await;
+    let ann = site.member("ann").await;
+    let node = site.node(&ann, 1).await;
+    let with = |hosts: &[&str]| SandboxPolicy { network: hosts.iter().map(|host| (*host).to_owned()).collect(), ..SandboxPolicy::default() };
+    site.hub.set_policy(&ann, node, with(&["github.com:443", "*.crates.io", "192.0.2.1", "[2001:db8::1]:22", "*"]), None).await.unwrap();
+    for bad in ["https://github.com", "a b", "", "a/b", "x:0", "*x"] {
+        let error = site.hub.set_policy(&ann, node, with(&["ok.example", bad]), None).await.unwrap_err();
+        assert_eq!(error.pointer(), Some("/network/1"), "{bad}: {error}");
+    }
+    let many = vec!["a.example"; cortex_wire::limits::POLICY_RULES + 1];
+    assert_eq!(site.hub.set_policy(&ann, node, with(&many), None).await.unwrap_err().pointer(), Some("/network"));
+}
+
+#[tokio::test]
 async fn what_is_in_force_is_what_the_node_says() {
     let site = Site::new().await;
     let ann = site.member("ann").await;

@@ -93,10 +93,15 @@ async fn several_look_at_one_terminal_and_only_those_type_who_may() -> Result<()
     assert!(second.opened["written"].as_u64() >= second.opened["offset"].as_u64());
     second.resize(90, 25).await?;
     second.ask("stty size", "25 90\r\n").await?;
+    for seat in [&mut first, &mut second] {
+        let told = seat.heard("size").await?;
+        assert_eq!((&told["columns"], &told["rows"]), (&json!(90), &json!(25)), "everybody hears of the new size");
+    }
     let third = Terminal::open(&hub, &session, &back).await?;
     assert_eq!((&third.opened["columns"], &third.opened["rows"]), (&json!(90), &json!(25)), "the size that it has now");
     assert!(third.opened["written"].as_u64() > Some(0));
     first.resize(100, 30).await?;
+    assert_eq!(second.heard("size").await?["columns"], 100);
     drop(third);
     second.ask("echo two-$((2 + 2))", "two-4").await?;
     first.until("two-4").await?;

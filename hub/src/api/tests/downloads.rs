@@ -166,3 +166,37 @@ async fn what_is_not_there_is_said_to_be_missing_and_never_linked() {
     lab.send("GET", "/dist/cortex-peer-windows-x86_64.exe", &[], None).await.problem(StatusCode::NOT_FOUND);
     lab.send("GET", "/dist/..%2f..%2fetc%2fpasswd", &[], None).await.problem(StatusCode::NOT_FOUND);
 }
+
+#[tokio::test]
+async fn for_windows_there_are_a_script_and_a_zip_once_the_hub_has_its_program() {
+    let dist = tempfile::tempdir().unwrap();
+    let lab = Lab::with(ApiOptions { dist_folder: Some(dist.path().to_owned()), ..ApiOptions::default() }).await;
+    let invite = lab.post(&lab.ada, "/api/nodes/invite", json!({"name": "win"})).await.expect(StatusCode::CREATED);
+    let (text, line) = (invite["invite"].as_str().unwrap(), invite["one_liner_windows"].as_str().unwrap());
+    let asked = json!({"invite": text, "platform": "windows-x86_64"});
+    lab.post(&lab.ada, "/api/nodes/bundle", asked.clone()).await.problem(StatusCode::NOT_FOUND);
+
+    std::fs::write(dist.path().join(file_name("windows-x86_64")), "MZ program").unwrap();
+    let reply = lab.post(&lab.ada, "/api/nodes/bundle", asked).await;
+    assert_eq!((reply.status, &reply.headers["content-type"]), (StatusCode::OK, &"application/zip".parse().unwrap()));
+    assert!(reply.headers["content-disposition"].to_str().unwrap().contains("cortex-peer-windows-x86_64.zip"));
+    let mut archive = zip::ZipArchive::new(std::io::Cursor::new(&reply.body[..])).unwrap();
+    let yaml = std::io::read_to_string(archive.by_name("cortex-peer/peer.yaml").unwrap()).unwrap();
+    assert!(yaml.contains(text), "{yaml}");
+
+    // No PowerShell here: what can be said of the text is said.
+    let address = line.split('\'').nth(1).unwrap();
+    assert_eq!(line, format!("& ([scriptblock]::Create((irm '{address}'))) -Invite '{text}'"));
+    let script = lab.send("GET", "/install.ps1", &[], None).await.text().to_owned();
+    let base = address.strip_suffix("/install.ps1").unwrap();
+    assert!(script.contains(&format!("[string]$Hub = '{base}'")) && !script.contains("@HUB@"), "{script}");
+    assert!(script.contains(&file_name("windows-x86_64")) && script.contains("/dist/SHA256SUMS") && script.contains("Get-FileHash -Algorithm SHA256"));
+    // The program gets its place behind the comparison, and only there.
+    let compared = script.find("if ($Got -cne $Wanted) { throw").unwrap();
+    assert!(script.find("-Destination $Program").unwrap() > compared && script.matches("-Destination $Program").count() == 1);
+    let code: String = script.lines().filter(|line| !line.trim_start().starts_with('#')).collect::<Vec<_>>().join("\n");
+    for (open, close) in [('(', ')'), ('{', '}'), ('[', ']')] {
+        assert_eq!(code.matches(open).count(), code.matches(close).count(), "{open}{close}");
+    }
+    assert!(code.is_ascii() && code.matches('\'').count().is_multiple_of(2));
+}

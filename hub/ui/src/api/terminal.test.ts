@@ -21,10 +21,11 @@ const last = () => Socket.all.at(-1) as Socket;
 const opened = (offset: number) => ({ type: "opened", offset, columns: 80, rows: 24, may_type: true });
 
 function link(alive = true) {
-  const seen = { stages: [] as Stage[], shown: "", fresh: [] as boolean[], gaps: 0, exit: 0 };
+  const seen = { stages: [] as Stage[], shown: "", fresh: [] as boolean[], gaps: 0, exit: 0, sizes: [] as string[] };
   const link = new TerminalLink("/t?task=1", {
     opened: (_, fresh) => seen.fresh.push(fresh),
     bytes: (bytes) => (seen.shown += new TextDecoder().decode(bytes)),
+    sized: (columns, rows) => seen.sizes.push(`${columns}x${rows}`),
     gap: () => (seen.gaps += 1),
     exit: () => (seen.exit += 1),
     refused: () => {},
@@ -40,6 +41,22 @@ beforeEach(() => { vi.useFakeTimers(); Socket.all = []; });
 afterEach(() => vi.useRealTimers());
 
 describe("the way to a terminal", () => {
+  it("hears of the sizes that others gave it, and not of its own", () => {
+    const { link: at, seen } = link();
+    const size = (columns: number, rows: number) => last().tell({ type: "size", columns, rows });
+    last().tell(opened(0));
+    at.resize(100, 30);
+    at.resize(101, 30);
+    at.resize(102, 30);
+    // The hub tells the last of several.
+    size(101, 30);
+    size(102, 30);
+    expect(seen.sizes).toEqual([]);
+    size(80, 24);
+    size(102, 30);
+    expect(seen.sizes).toEqual(["80x24", "102x30"]);
+  });
+
   it("goes on at the byte where it was cut", async () => {
     const { link: at, seen } = link();
     expect(last().address).toBe("/t?task=1&cols=90&rows=20");

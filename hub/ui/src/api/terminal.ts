@@ -4,7 +4,7 @@ import type { Schemas } from "./client";
 /** What the hub tells in text frames. */
 export type Opened = { type: "opened"; task_id: string; node_id: string; offset: number; written?: number; columns: number; rows: number; may_type: boolean };
 export type Exit = { type: "exit"; state: Schemas["TaskView"]["state"]; exit_code: number | null; signal: number | null; code: string | null; reason: string | null };
-type Told = Opened | Exit | { type: "gap"; next_offset: number } | { type: "error"; code: string; detail: string };
+type Told = Opened | Exit | { type: "size"; columns: number; rows: number } | { type: "gap"; next_offset: number } | { type: "error"; code: string; detail: string };
 
 /** `behind`: more comes than can be shown; `slow`: the hub says that we take too little; `shut`: we are no longer let in. */
 export type Stage = "connecting" | "open" | "waiting" | "behind" | "slow" | "ended" | "shut";
@@ -14,6 +14,8 @@ export interface TerminalOptions {
   opened(told: Opened, fresh: boolean): void;
   /** Output; `offset` is that of its first byte. */
   bytes(bytes: Uint8Array, offset: number): void;
+  /** Somebody else gave it this size. */
+  sized(columns: number, rows: number): void;
   /** Some output was not kept. */
   gap(): void;
   exit(told: Exit): void;
@@ -46,6 +48,8 @@ export class TerminalLink {
   #over = false;
   /** Takes what is typed; the one before until the next one stands. */
   #writer: WebSocket | null = null;
+  /** Sizes that we asked for and have not heard of yet: the hub tells us of those, too. */
+  #asked: string[] = [];
   stage: Stage = "connecting";
 
   constructor(path: string, options: TerminalOptions) {
@@ -64,7 +68,9 @@ export class TerminalLink {
   }
 
   resize(columns: number, rows: number): void {
-    this.#writer?.send(JSON.stringify({ type: "resize", columns, rows }));
+    if (!this.#writer) return;
+    this.#asked.push(`${columns}x${rows}`);
+    this.#writer.send(JSON.stringify({ type: "resize", columns, rows }));
   }
 
   /** Shows nothing more until {@link latest}; what is typed goes its way. */
@@ -145,8 +151,14 @@ export class TerminalLink {
       this.#writer = socket;
       this.#wait = FIRST_WAIT_MS;
       this.#offset = told.offset;
+      this.#asked = [];
       if (this.stage !== "slow") this.#say("open", "");
       this.#options.opened(told, fresh);
+    } else if (told.type === "size") {
+      // Those before it were overtaken: the hub tells the last one.
+      const own = this.#asked.indexOf(`${told.columns}x${told.rows}`);
+      this.#asked.splice(0, own + 1);
+      if (own < 0) this.#options.sized(told.columns, told.rows);
     } else if (told.type === "gap") {
       this.#offset = told.next_offset;
       this.#options.gap();

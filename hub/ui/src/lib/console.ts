@@ -14,6 +14,8 @@ export interface Console {
   note(text: string): void;
   /** The size that fits in its place. */
   size(): { columns: number; rows: number };
+  /** Takes the size that the program has: somebody else gave it. Until this one is used, or its place changes. */
+  shape(columns: number, rows: number): void;
   mayType(may: boolean): void;
   paste(text: string): void;
   /** What is selected, or everything. */
@@ -90,7 +92,11 @@ export function openConsole(place: HTMLElement, label: string, isDark: boolean, 
   const first = size();
   terminal.resize(first.columns, first.rows);
   // The size is that of whoever used it last.
-  const claim = () => options.resized(terminal.cols, terminal.rows);
+  const claim = () => {
+    const { columns, rows } = size();
+    terminal.resize(columns, rows);
+    options.resized(columns, rows);
+  };
   terminal.textarea?.addEventListener("focus", claim);
 
   let shows = 0;
@@ -116,7 +122,8 @@ export function openConsole(place: HTMLElement, label: string, isDark: boolean, 
       terminal.reset();
     },
     note: (text) => feed.write(new TextEncoder().encode(`\x1b[0m\r\n\x1b[2m${text}\x1b[0m\r\n`)),
-    size: () => ({ columns: terminal.cols, rows: terminal.rows }),
+    size,
+    shape: (columns, rows) => terminal.resize(columns, rows),
     mayType: (may) => (terminal.options.disableStdin = !may),
     paste: (text) => terminal.paste(pasted(text)),
     text: () => textOf(terminal),
