@@ -310,7 +310,7 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * A tar.gz of the program, its checksum, its configuration with the invite, and a read-me.
+         * The program, its checksum, its configuration with the invite, and a read-me: a zip for Windows, else a tar.gz.
          * @description A POST, because the invite is a secret, and secrets do not stand in addresses.
          */
         post: operations["bundle"];
@@ -944,7 +944,7 @@ export interface paths {
         /**
          * Opens a terminal on a node of the session, or comes back to one.
          * @description A WebSocket. The first text frame is `{"type":"opened","task_id":…,"state":…,"offset":…,"written":…,…}`; binary frames are output from that offset on (what comes before `written` was printed
-         *     before), and what is typed in the other direction. `{"type":"resize","columns":…,"rows":…}` changes the size. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
+         *     before), and what is typed in the other direction. `{"type":"resize","columns":…,"rows":…}` changes the size, and everybody at the terminal hears `{"type":"size","columns":…,"rows":…}`. The last text frame is `{"type":"exit",…}` with how the task ended. Leaving does not end the terminal: come back
          *     with `task` and `offset`, or end it with `POST /api/tasks/{id}/cancel`. With a session cookie the request must come from a page of this hub.
          */
         get: operations["terminal"];
@@ -1560,6 +1560,23 @@ export interface paths {
         };
         /** Alive: the process answers. */
         get: operations["healthz"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/install.ps1": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** The same for Windows, in PowerShell: `& ([scriptblock]::Create((irm '…/install.ps1'))) -Invite 'cxi1_…'`. */
+        get: operations["install_script_windows"];
         put?: never;
         post?: never;
         delete?: never;
@@ -2277,6 +2294,8 @@ export interface components {
             invite: string;
             /** @description Installs and starts the peer, when pasted into a shell on the machine. */
             one_liner: string;
+            /** @description The same for PowerShell on Windows. */
+            one_liner_windows: string;
             /** @description Where the programs are, and which of them this hub has. */
             programs: components["schemas"]["Program"][];
             /** @description The peer's configuration, for those who install it themselves: `peer.yaml`. */
@@ -2315,6 +2334,8 @@ export interface components {
             reach: components["schemas"]["ApprovalReach"];
             /** @description Where it counts. */
             session_id: string;
+            /** @description Their login name, where approvals and tasks are read. */
+            user?: string | null;
             /** @description Who said it. */
             user_id: string;
         };
@@ -2753,6 +2774,8 @@ export interface components {
         };
         /** @description Who asked for a task, and how. */
         OriginView: {
+            /** @description Their login name, where tasks are read; the id when the account is gone. */
+            name?: string | null;
             /** @description The API token. */
             token_id?: string | null;
             /** @description Who. */
@@ -2980,6 +3003,8 @@ export interface components {
                 reach: components["schemas"]["ApprovalReach"];
                 /** @description Where it counts. */
                 session_id: string;
+                /** @description Their login name, where approvals and tasks are read. */
+                user?: string | null;
                 /** @description Who said it. */
                 user_id: string;
             }[];
@@ -7953,6 +7978,34 @@ export interface operations {
         };
     };
     healthz: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "text/plain": string;
+                };
+            };
+            /** @description an error */
+            default: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Problem"];
+                };
+            };
+        };
+    };
+    install_script_windows: {
         parameters: {
             query?: never;
             header?: never;

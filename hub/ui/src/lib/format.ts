@@ -39,6 +39,13 @@ export function ago(at: number | null | undefined, now: number): string {
   return past > 0 ? `${text} ago` : `in ${text}`;
 }
 
+/** How long it has been so: "for 12 s", "for 4 min". */
+export function lasting(since: number | null | undefined, now: number): string {
+  if (since == null) return "";
+  const past = ago(since, now);
+  return past === "just now" ? past : `for ${past.replace(" ago", "")}`;
+}
+
 /** Minutes and seconds that are left. */
 export function countdown(ms: number): string {
   if (ms <= 0) return "0:00";
