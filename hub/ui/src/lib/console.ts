@@ -44,7 +44,12 @@ export function openConsole(place: HTMLElement, label: string, isDark: boolean, 
   onlyLiveAnswers(terminal, () => replaying > 0 || !place.contains(document.activeElement));
   const feed = new Feed(terminal, () => feed.behind === 0 && options.drained());
 
-  terminal.onData((data) => options.typed(data));
+  // Whether it has the size that somebody else gave it.
+  let shaped = false;
+  terminal.onData((data) => {
+    if (shaped) claim();
+    options.typed(data);
+  });
   terminal.onBinary((data) => options.typed(Uint8Array.from(data, (c) => c.charCodeAt(0) & 255)));
   terminal.attachCustomKeyEventHandler((event) => {
     if (event.type !== "keydown") return true;
@@ -76,6 +81,13 @@ export function openConsole(place: HTMLElement, label: string, isDark: boolean, 
     if (wanted && Number.isFinite(wanted.cols) && Number.isFinite(wanted.rows)) return { columns: Math.min(1000, Math.max(20, wanted.cols)), rows: Math.min(1000, Math.max(4, wanted.rows)) };
     return { columns: terminal.cols, rows: terminal.rows };
   };
+  // The size is that of whoever used it last.
+  function claim(): void {
+    const { columns, rows } = size();
+    shaped = false;
+    terminal.resize(columns, rows);
+    options.resized(columns, rows);
+  }
   // A pane that is dragged has many sizes; the program hears of the one it comes to.
   let timer: ReturnType<typeof setTimeout> | undefined;
   const observer = new ResizeObserver(() => {
@@ -84,20 +96,16 @@ export function openConsole(place: HTMLElement, label: string, isDark: boolean, 
       if (!place.clientWidth) return;
       const { columns, rows } = size();
       if (columns === terminal.cols && rows === terminal.rows) return;
-      terminal.resize(columns, rows);
-      options.resized(columns, rows);
+      // Somebody works in it elsewhere, and here it is only looked at.
+      if (shaped && !(document.hasFocus() && place.contains(document.activeElement))) return;
+      claim();
     }, 80);
   });
   observer.observe(place);
   const first = size();
   terminal.resize(first.columns, first.rows);
-  // The size is that of whoever used it last.
-  const claim = () => {
-    const { columns, rows } = size();
-    terminal.resize(columns, rows);
-    options.resized(columns, rows);
-  };
   terminal.textarea?.addEventListener("focus", claim);
+  place.addEventListener("pointerdown", () => shaped && claim());
 
   let shows = 0;
   const drop = () => {
@@ -123,7 +131,11 @@ export function openConsole(place: HTMLElement, label: string, isDark: boolean, 
     },
     note: (text) => feed.write(new TextEncoder().encode(`\x1b[0m\r\n\x1b[2m${text}\x1b[0m\r\n`)),
     size,
-    shape: (columns, rows) => terminal.resize(columns, rows),
+    shape(columns, rows) {
+      const own = size();
+      shaped = columns !== own.columns || rows !== own.rows;
+      terminal.resize(columns, rows);
+    },
     mayType: (may) => (terminal.options.disableStdin = !may),
     paste: (text) => terminal.paste(pasted(text)),
     text: () => textOf(terminal),
