@@ -153,7 +153,9 @@ fn check(wanted: &SandboxPolicy) -> Result<(), PolicyError> {
         let shown = clean(&wanted.network[at], limits::NAME_BYTES);
         return malformed(
             format!("/network/{at}"),
-            format!("`{shown}` is no host that can be allowed; write `name`, `name:port`, `*.name` or `*`, without https:// and without a path"),
+            format!(
+                "`{shown}` is no host that can be allowed; write `name`, `name:port`, `*.name` or `*`, without https:// and without a path"
+            ),
         );
     }
     if !(1..=SLOTS).contains(&wanted.task_slots) {

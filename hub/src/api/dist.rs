@@ -228,7 +228,8 @@ fn tar_gz(files: [Member<'_>; 4]) -> io::Result<Vec<u8>> {
 fn zip(files: [Member<'_>; 4]) -> io::Result<Vec<u8>> {
     let mut archive = ZipWriter::new(io::Cursor::new(Vec::new()));
     for (name, mode, _, content) in files {
-        let options = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated).compression_level(Some(1)).unix_permissions(mode);
+        let options =
+            SimpleFileOptions::default().compression_method(CompressionMethod::Deflated).compression_level(Some(1)).unix_permissions(mode);
         archive.start_file(format!("cortex-peer/{name}"), options).map_err(io::Error::from)?;
         io::copy(content, &mut archive)?;
     }
@@ -303,6 +304,9 @@ mod tests {
         assert_eq!(read("cortex-peer/SHA256SUMS"), format!("{}  cortex-peer.exe\n", sha256(&program).unwrap()));
         assert!(read("cortex-peer/README.txt").contains(r".\cortex-peer.exe run --config peer.yaml"));
         assert_eq!(archive.len(), 4);
-        assert_eq!((bundle_name("windows-x86_64").as_str(), bundle_name("linux-aarch64").as_str()), ("cortex-peer-windows-x86_64.zip", "cortex-peer-linux-aarch64.tar.gz"));
+        assert_eq!(
+            (bundle_name("windows-x86_64").as_str(), bundle_name("linux-aarch64").as_str()),
+            ("cortex-peer-windows-x86_64.zip", "cortex-peer-linux-aarch64.tar.gz")
+        );
     }
 }

@@ -17,8 +17,8 @@ use crate::{
     hub::Hub,
     presence::Presence,
     record::{
-        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, Origin, PathPolicy,
-        PoolRecord, Role, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage, User,
+        ApiToken, AuditRow, Capabilities, Event, Evidence, Invite, InviteRefusal, MemberRole, Node, NodeRefusal, Notice, Origin,
+        PathPolicy, PoolRecord, Role, Scope, Session, SessionStatus, Standing, Task, TaskSpec, Usage, User,
     },
     store::StoreError,
 };

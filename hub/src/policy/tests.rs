@@ -109,7 +109,8 @@ async fn hosts_that_the_node_would_refuse_are_refused_here_with_their_place() {
     let site = Site::new().await;
     let ann = site.member("ann").await;
     let node = site.node(&ann, 1).await;
-    let with = |hosts: &[&str]| SandboxPolicy { network: hosts.iter().map(|host| (*host).to_owned()).collect(), ..SandboxPolicy::default() };
+    let with =
+        |hosts: &[&str]| SandboxPolicy { network: hosts.iter().map(|host| (*host).to_owned()).collect(), ..SandboxPolicy::default() };
     site.hub.set_policy(&ann, node, with(&["github.com:443", "*.crates.io", "192.0.2.1", "[2001:db8::1]:22", "*"]), None).await.unwrap();
     for bad in ["https://github.com", "a b", "", "a/b", "x:0", "*x"] {
         let error = site.hub.set_policy(&ann, node, with(&["ok.example", bad]), None).await.unwrap_err();

@@ -72,13 +72,14 @@ test("a shell is opened on a machine, used, left, come back to, looked at by oth
   await ask(page, "echo seen-$((3 + 3))", "seen-6");
   await expect(shown(guest)).toContainText("seen-6");
   // The program draws for one size, and whoever looks on has the same.
-  const before = await page.getByTestId("size").innerText();
+  const sizes = () => Promise.all([page, guest].map((one) => one.getByTestId("size").innerText()));
+  const [before] = await sizes();
   await page.setViewportSize({ width: 1180, height: 800 });
-  await expect(page.getByTestId("size")).not.toHaveText(before);
-  await expect(guest.getByTestId("size")).toHaveText(await page.getByTestId("size").innerText());
+  // It goes there over others.
+  await expect.poll(async () => { const [own, seen] = await sizes(); return own !== before && own === seen; }).toBe(true);
   await expect(guest.getByText("sized elsewhere")).toBeVisible();
   await page.setViewportSize({ width: 1440, height: 900 });
-  await expect(guest.getByTestId("size")).toHaveText(before);
+  await expect.poll(sizes).toEqual([before, before]);
   await context.close();
 
   await page.getByRole("button", { name: "End", exact: true }).click();

@@ -190,7 +190,11 @@ async fn for_windows_there_are_a_script_and_a_zip_once_the_hub_has_its_program()
     let script = lab.send("GET", "/install.ps1", &[], None).await.text().to_owned();
     let base = address.strip_suffix("/install.ps1").unwrap();
     assert!(script.contains(&format!("[string]$Hub = '{base}'")) && !script.contains("@HUB@"), "{script}");
-    assert!(script.contains(&file_name("windows-x86_64")) && script.contains("/dist/SHA256SUMS") && script.contains("Get-FileHash -Algorithm SHA256"));
+    assert!(
+        script.contains(&file_name("windows-x86_64"))
+            && script.contains("/dist/SHA256SUMS")
+            && script.contains("Get-FileHash -Algorithm SHA256")
+    );
     // The program gets its place behind the comparison, and only there.
     let compared = script.find("if ($Got -cne $Wanted) { throw").unwrap();
     assert!(script.find("-Destination $Program").unwrap() > compared && script.matches("-Destination $Program").count() == 1);
