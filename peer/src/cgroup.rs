@@ -19,6 +19,7 @@ use std::{
     time::Duration,
 };
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// What limits are made of.
@@ -182,12 +183,15 @@ impl Group {
         self.folder.join("cgroup.procs")
     }
 
-    /// Takes a process in.
+    /// Takes a process in; a call that may take 20 ms. One that has ended by now, with its whole task perhaps, needs no limits.
     ///
     /// # Errors
     /// What the kernel says.
-    pub fn take(&self, pid: rustix::process::Pid) -> io::Result<()> {
-        fs::write(self.door(), pid.as_raw_nonzero().to_string())
+    pub fn take(door: &Path, pid: rustix::process::Pid) -> io::Result<()> {
+        match fs::write(door, pid.as_raw_nonzero().to_string()) {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::SRCH | Errno::NOENT | Errno::NODEV)) => Ok(()),
+            entered => entered,
+        }
     }
 
     /// Kills every process in it, also those that are being forked.

@@ -172,19 +172,17 @@ impl Running {
         })
     }
 
-    /// A program without walls enters its group when it has been started; what it starts before that is found by its mark.
-    ///
-    /// # Errors
-    /// When it cannot; it is ended then.
-    pub fn enter(&mut self, processes: &Processes, group: Group) -> io::Result<()> {
-        let entered = group.take(self.child.pid);
-        // One that has ended by now needs no limits.
-        if entered.as_ref().is_err_and(|error| error.raw_os_error() != Some(rustix::io::Errno::SRCH.raw_os_error())) {
-            processes.members(self.child.pid, self.mark).iter().for_each(|member| _ = member.send(Signal::KILL));
-            return entered;
-        }
+    /// A program without walls enters its group when it has been started; what it starts before that is found by its mark. The kernel may take 20 ms for it, for which neither the
+    /// program nor the peer waits. One that cannot enter is ended.
+    pub fn enter(&mut self, processes: &Processes, group: Group) {
+        let (door, pid, mark, processes) = (group.door(), self.child.pid, self.mark, processes.clone());
         self.group = Some(group);
-        Ok(())
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = Group::take(&door, pid) {
+                tracing::warn!(%error, "a task cannot be limited, and is ended");
+                processes.members(pid, mark).iter().for_each(|member| _ = member.send(Signal::KILL));
+            }
+        });
     }
 
     /// The terminal it runs in.

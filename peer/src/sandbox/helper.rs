@@ -10,7 +10,8 @@
 use std::{
     ffi::CString,
     fmt::Display,
-    fs, io,
+    fs,
+    io::{self, Write as _},
     os::{
         fd::{AsFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -20,7 +21,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Stat, statat},
+    fs::{AtFlags, CWD, Mode, OFlags, Stat, statat},
     net::{AddressFamily, SocketType},
     process::{Pid, Signal, getegid, geteuid, getppid, set_parent_process_death_signal, setsid},
     thread::UnshareFlags,
@@ -100,20 +101,50 @@ fn outside(report: &OwnedFd) -> Result<Status, Fault> {
     if getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(spec.parent) {
         return Err(Fault::new("the peer is gone".into()));
     }
-    if !spec.group.is_empty() {
-        fs::write(std::ffi::OsStr::from_bytes(&spec.group), "0").step("enter the task's cgroup")?;
-    }
+    let group = (!spec.group.is_empty()).then(|| Entrance::open(&spec.group)).transpose().step("find the task's cgroup")?;
     let folder = statat(CWD, ".", AtFlags::empty()).step("look at the folder")?;
     // Descriptors belong to the mounts outside. The folder in which a process is goes along into new ones.
     rustix::process::fchdir(&workspace).step("enter the workspace")?;
     drop(workspace);
     let identity = separate()?;
-    match sys::fork().step("start process 1")? {
-        None => sys::exit(inside(&spec, &folder, report, identity, kept)),
+    match Entrance::fork(group.as_ref()).step("start process 1 in the task's cgroup")? {
+        None => {
+            drop(group);
+            sys::exit(inside(&spec, &folder, report, identity, kept))
+        }
         Some(init) => {
             drop(kept);
             sys::hide_memory().step("hide memory")?;
             Ok(sys::wait(Some(init)).step("wait for process 1")?.1.status)
+        }
+    }
+}
+
+/// The way into the task's cgroup, found while the peer's own rights still count.
+struct Entrance {
+    folder: OwnedFd,
+    door: fs::File,
+}
+
+impl Entrance {
+    /// `door`: the path of its `cgroup.procs`.
+    fn open(door: &[u8]) -> io::Result<Self> {
+        let door = Path::new(std::ffi::OsStr::from_bytes(door));
+        let folder = rustix::fs::open(door.parent().unwrap_or(door), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Self { folder, door: fs::OpenOptions::new().write(true).open(door)? })
+    }
+
+    /// Starts a process in the group, if there is one. `None` in the child.
+    fn fork(group: Option<&Self>) -> io::Result<Option<Pid>> {
+        let Some(Self { folder, door }) = group else { return sys::fork() };
+        match sys::fork_into(folder.as_fd()) {
+            // Before Linux 5.7, or the rights of now do not suffice: this process goes first.
+            Err(_) => {
+                let mut door = door;
+                door.write_all(b"0")?;
+                sys::fork()
+            }
+            forked => forked,
         }
     }
 }
@@ -137,8 +168,7 @@ fn separate() -> Result<u32, Fault> {
         | UnshareFlags::NEWPID
         | UnshareFlags::NEWNET
         | UnshareFlags::NEWIPC
-        | UnshareFlags::NEWUTS
-        | UnshareFlags::NEWCGROUP;
+        | UnshareFlags::NEWUTS;
     // Nobody else holds on to what this process shares with its threads: there are none.
     super::sys::unshare(all).step("make namespaces")?;
     let inside = |outside: u32| if outside == 0 { root::MAPPED_ROOT } else { outside };
@@ -173,6 +203,8 @@ fn inside(spec: &Spec, folder: &Stat, report: &OwnedFd, identity: u32, kept: Opt
 
 /// The sandbox as process 1 builds it. Returns the listener for the peer's proxy, when there is to be one.
 fn prepare(spec: &Spec, folder: &Stat, identity: u32) -> Result<Option<OwnedFd>, Fault> {
+    // Only now: the group that this process was born in is the top of what can be seen.
+    sys::unshare(UnshareFlags::NEWCGROUP).step("make a namespace of cgroups")?;
     die_with_parent()?;
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::DGRAM, None).step("make a network")?;
     sys::loopback_up(socket.as_fd()).step("make a loopback interface")?;

@@ -165,11 +165,13 @@ impl Inner {
         };
         let failed = |command: &Command, error| cannot_start(command::explain(command, &error));
         let strict = shell.launch.is_some();
+        // Walls bring a group along.
+        let group = if strict { Ok(None) } else { self.sandbox.group() };
+        let group = group.map_err(|error| cannot_start(format!("it cannot be limited: {error}")))?;
         let started = Running::start(&self.processes, &mut shell.command, id, shell.stdin, shell.launch.take());
         let mut running = started.map_err(|error| failed(&shell.command, error))?;
-        if !strict {
-            let group = self.sandbox.group().and_then(|group| group.map_or(Ok(()), |group| running.enter(&self.processes, group)));
-            group.map_err(|error| cannot_start(format!("it cannot be limited: {error}")))?;
+        if let Some(group) = group {
+            running.enter(&self.processes, group);
         }
         match running.up(&self.processes).await {
             Ok(()) => Ok(Work::Shell(Box::new(running))),
