@@ -158,7 +158,7 @@ async fn live(
             }),
             show: Box::new(|_| {}),
             network: Arc::default(),
-            max_retries: Some(5),
+            max_retries: None,
             lifecycle: lifecycle.clone(),
         };
         nodes.spawn(mesh::run(options));

@@ -64,3 +64,27 @@ pub fn load() -> f64 {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().and_then(|load| load.parse().ok()).unwrap_or(f64::NAN)
 }
+
+/// This program and all that it starts give way to others' programs for as long as this lives: to a browser that has a session of its own, as every browser has that is started by Playwright.
+/// Linux shares processors between sessions first (`sched(7)`, autogroup); where it does not, nothing is changed.
+#[derive(Debug)]
+pub struct GivingWay(());
+
+impl GivingWay {
+    const NICE: &str = "10";
+
+    pub fn begin() -> Self {
+        Self::set(Self::NICE);
+        Self(())
+    }
+
+    fn set(nice: &str) {
+        let _ = fs::write("/proc/self/autogroup", nice);
+    }
+}
+
+impl Drop for GivingWay {
+    fn drop(&mut self) {
+        Self::set("0");
+    }
+}

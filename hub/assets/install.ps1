@@ -20,6 +20,8 @@ param(
 
     $Hub = $Hub.TrimEnd('/')
     if (-not $Dir) { $Dir = Join-Path $env:LOCALAPPDATA 'cortex-peer' }
+    # .NET takes a relative path from where the process began, PowerShell from where the user is.
+    $Dir = $ExecutionContext.SessionState.Path.GetUnresolvedProviderPathFromPSPath($Dir)
     $Config = Join-Path $Dir 'peer.yaml'
     $Program = Join-Path $Dir 'cortex-peer.exe'
     $File = 'cortex-peer-windows-x86_64.exe'

@@ -130,13 +130,18 @@ fn may_read(tx: &dyn ReadTx, actor: &Actor, id: NodeId) -> Result<(), Refused> {
 }
 
 impl Hub {
-    /// Rows behind `after`, oldest first, at most `limit`. For administrators.
+    /// Rows in this order that follow the one with this number, at most `limit`. For administrators.
     ///
     /// # Errors
     /// [`Refused`].
-    pub async fn audit_rows(&self, actor: &Actor, after: u64, limit: usize) -> Result<Vec<AuditRow>, Refused> {
+    pub async fn audit_rows(&self, actor: &Actor, behind: Option<u64>, order: Order, limit: usize) -> Result<Vec<AuditRow>, Refused> {
         actor.must(Scope::Admin)?;
-        self.db.read(move |tx| Ok(AUDIT.list(tx, &Span::all().after(after), Order::Ascending, limit)?)).await
+        let span = match (behind, order) {
+            (None, _) => Span::all(),
+            (Some(seq), Order::Ascending) => Span::all().after(seq),
+            (Some(seq), Order::Descending) => Span::all().before(seq),
+        };
+        self.db.read(move |tx| Ok(AUDIT.list(tx, &span, order, limit)?)).await
     }
 
     /// What was done to a node and by it, newest first: at most `limit` rows before `before`, and where the next ones begin. For its owner and administrators.

@@ -39,6 +39,8 @@ fn run(setting: &Setting, report: &mut Report) -> anyhow::Result<()> {
     let mut fleet = Fleet::join(folder, invites);
     fleet.wait_for(nodes, Duration::from_secs(600))?;
     until(|| Ok(fleet.knowing(2) == nodes && relay.links()? > nodes)).context("not all nodes have links and both relays")?;
+    // The hub has closed a connection that was idle while they joined.
+    client = hub.connect()?;
     relay.process.kill()?;
     client.send("DELETE", &format!("/api/relays/{nowhere}"), None)?;
     ensure!(client.receive()?.0.status == 204, "the relay could not be removed");

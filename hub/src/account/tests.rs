@@ -233,7 +233,7 @@ async fn a_viewer_changes_nothing() {
         code(hub.set_policy(&vic, node, crate::record::SandboxPolicy::default(), None).await),
         code(hub.dispatch(&vic, session, request("true"), None).await),
         code(hub.users(&vic).await),
-        code(hub.audit_rows(&vic, 0, 1).await),
+        code(hub.audit_rows(&vic, None, Order::Ascending, 1).await),
         code(hub.create_user(&vic, NewUser { name: "x".into(), password: "12345678".into(), role: Role::Admin }).await),
         code(hub.update_user(&vic, vic.user, UserUpdate { role: Some(Role::Admin), ..UserUpdate::default() }).await),
     ];

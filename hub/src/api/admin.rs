@@ -8,18 +8,18 @@ use cortex_wire::{
     invite::RelayEndpoint,
 };
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
     Api,
-    body::{Answer, Body, Path, Query},
+    body::{Answer, Body, PagedQuery, Path, Query},
     caller::Caller,
     paging::{Page, PageQuery},
     problem::Problem,
     view::AuditView,
 };
-use crate::{failure::Refused, hub::RelayStatus, record::Scope};
+use crate::{failure::Refused, hub::RelayStatus, record::Scope, store::Order};
 
 /// The routes.
 pub fn routes() -> OpenApiRouter<Arc<Api>> {
@@ -115,11 +115,25 @@ async fn remove_relay(State(api): State<Arc<Api>>, caller: Caller, Path(id): Pat
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// The audit log, oldest first. For administrators. A cursor is the `seq` of the row before.
-#[utoipa::path(get, path = "/api/audit", tag = "operation", params(PageQuery), responses((status = 200, body = Page<AuditView>)))]
-async fn list_audit(State(api): State<Arc<Api>>, caller: Caller, Query(page): Query<PageQuery>) -> Answer<Page<AuditView>> {
-    let after = page.cursor()?.unwrap_or(0);
-    let rows = api.hub.audit_rows(&caller.actor, after, page.limit() + 1).await?;
+/// In which order.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct AuditQuery {
+    /// Newest first; oldest first when left out.
+    #[param(required = false)]
+    newest_first: bool,
+}
+
+/// The audit log, oldest first or newest first. For administrators. A cursor is the `seq` of the row before.
+#[utoipa::path(get, path = "/api/audit", tag = "operation", params(AuditQuery, PageQuery), responses((status = 200, body = Page<AuditView>)))]
+async fn list_audit(
+    State(api): State<Arc<Api>>,
+    caller: Caller,
+    PagedQuery(query, page): PagedQuery<AuditQuery>,
+) -> Answer<Page<AuditView>> {
+    let order = if query.newest_first { Order::Descending } else { Order::Ascending };
+    let rows = api.hub.audit_rows(&caller.actor, page.cursor()?, order, page.limit() + 1).await?;
     Ok(Json(page.of(rows, |row| row.seq.to_string()).map(AuditView::from)))
 }
 

@@ -92,7 +92,7 @@ async fn a_change_is_kept_with_its_difference_which_the_audit_row_vouches_for() 
     assert_eq!(changes.iter().map(|change| (change.version, change.by)).collect::<Vec<_>>(), [(3, root.user), (2, ann.user)]);
     let removed_a = json!({ "added": [{ "prefix": ["c"], "reason": "" }], "removed": [{ "prefix": ["a"], "reason": "" }] });
     assert_eq!(changes[0].difference, json!({ "deny": removed_a, "task_slots": { "before": 64, "after": 2 } }));
-    let rows = site.hub.audit_rows(&root, 0, 100).await.unwrap();
+    let rows = site.hub.audit_rows(&root, None, Order::Ascending, 100).await.unwrap();
     let row = rows.iter().rev().find(|row| row.verb == "node.policy").unwrap();
     assert_eq!(row.digest.0, *blake3::hash(changes[0].difference.to_string().as_bytes()).as_bytes());
     for number in 0..=KEPT_CHANGES as u32 {

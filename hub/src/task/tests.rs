@@ -47,7 +47,7 @@ async fn a_task_runs_from_dispatch_to_result() {
     let output = site.hub.read_output(&ann, task.id, Stream::Stderr, 1, 9).await.unwrap();
     assert_eq!(output, Piece::Data("rr".into()));
     assert_eq!(site.hub.all_open_tasks().await.unwrap(), []);
-    let verbs: Vec<_> = site.hub.audit_rows(&ann, 0, 99).await.unwrap().into_iter().map(|row| row.verb).collect();
+    let verbs: Vec<_> = site.hub.audit_rows(&ann, None, Order::Ascending, 99).await.unwrap().into_iter().map(|row| row.verb).collect();
     assert!(verbs.ends_with(&["task.dispatch".into(), "task.finish".into()]), "{verbs:?}");
 }
 

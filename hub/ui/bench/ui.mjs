@@ -1,8 +1,8 @@
 // Measures the page in real Chromium against a hub with many machines, and prints one JSON object. `cortex-bench ui` starts the hub and the machines.
 //   CORTEX_URL, CORTEX_TOKEN, CORTEX_NAME, CORTEX_PASSWORD: where the hub is, and who measures.   CORTEX_EVENTS: how many changes come in a storm.
 //   CORTEX_TRACE: where the trace of the storms is left, for chrome://tracing, with what each task was for.
-// Hub, 500 machines, whoever changes them, and the browser share this machine's processors. So changes come at a rate (RATE) that leaves some of them to the browser, as it would be with
-// a hub elsewhere; and beside the time between frames by the clock stands what the page itself computes without a pause, which nobody else's work makes longer.
+// Hub, 500 machines, whoever changes them, and the browser share this machine's processors. So changes come at a rate (RATE) that leaves some of them to the browser, the others give way to
+// it (bench/src/machine.rs), as it would be with a hub elsewhere; and beside the time between frames by the clock stands what the page itself computes without a pause, which nobody else's work makes longer.
 import { chromium } from "@playwright/test";
 import { busiest, CATEGORIES, DETAILS } from "./trace.mjs";
 

@@ -93,6 +93,10 @@ test("tokens, users, audit and passwords", async ({ page, lab }) => {
   await expect(carol).toContainText("shut out");
 
   await page.getByRole("link", { name: "Audit" }).click();
+  const rows = page.locator("tbody tr");
+  await expect(rows.first()).toContainText("ada");
+  const numbers = (await rows.locator("td:first-child").allInnerTexts()).map(Number);
+  expect(numbers, "newest first").toEqual(Array.from(numbers, (_, at) => numbers.length - at));
   await page.getByRole("button", { name: "Verify the chain" }).click();
   await expect(page.getByRole("status").filter({ hasText: "The chain holds" })).toBeVisible();
   await accessible(page);

@@ -171,6 +171,16 @@ async fn the_audit_log_is_read_and_verified_by_administrators() {
     let next =
         lab.get(&lab.ada, &format!("/api/audit?limit=2&cursor={}", page["next_cursor"].as_str().unwrap())).await.expect(StatusCode::OK);
     assert_eq!(next["items"][0]["seq"], 3);
+    let all = lab.get(&lab.ada, "/api/audit").await.expect(StatusCode::OK)["items"].as_array().unwrap().clone();
+    let (mut cursor, mut back) = (String::new(), Vec::new());
+    loop {
+        let page = lab.get(&lab.ada, &format!("/api/audit?newest_first=true&limit=2{cursor}")).await.expect(StatusCode::OK);
+        back.extend(page["items"].as_array().unwrap().clone());
+        let Some(next) = page["next_cursor"].as_str() else { break };
+        cursor = format!("&cursor={next}");
+    }
+    back.reverse();
+    assert_eq!(back, all);
     let report = lab.get(&lab.ada, "/api/audit/verify").await.expect(StatusCode::OK);
     assert_eq!((&report["sound"], &report["first_bad_seq"]), (&json!(true), &Value::Null));
     let relays = lab.get(&lab.ada, "/api/relays").await.expect(StatusCode::OK);

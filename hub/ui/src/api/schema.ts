@@ -96,7 +96,7 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** The audit log, oldest first. For administrators. A cursor is the `seq` of the row before. */
+        /** The audit log, oldest first or newest first. For administrators. A cursor is the `seq` of the row before. */
         get: operations["list_audit"];
         put?: never;
         post?: never;
@@ -4502,6 +4502,8 @@ export interface operations {
     list_audit: {
         parameters: {
             query?: {
+                /** @description Newest first; oldest first when left out. */
+                newest_first?: boolean;
                 /** @description Items per page: 1 to 1000, 100 when left out. */
                 limit?: number;
                 /** @description `next_cursor` of the page before. */
