@@ -6,12 +6,13 @@
 /// `text` without control and direction characters, trimmed, cut at a character boundary within `max_bytes`.
 pub fn clean(text: &str, max_bytes: usize) -> String {
     let mut out = String::with_capacity(text.len().min(max_bytes));
-    for c in text.trim().chars().filter(|c| !is_unseen(*c)) {
+    for c in text.chars().filter(|c| !is_unseen(*c)).skip_while(|c| c.is_whitespace()) {
         if out.len() + c.len_utf8() > max_bytes {
             break;
         }
         out.push(c);
     }
+    out.truncate(out.trim_end().len());
     out
 }
 
@@ -28,11 +29,13 @@ mod tests {
     fn what_cannot_be_seen_goes() {
         assert_eq!(clean("  a\u{1b}[31mb\u{202e}c\n ", 64), "a[31mbc");
         assert_eq!(clean("<b>", 64), "<b>");
+        assert_eq!(clean("\u{200b} a \u{200b}", 64), "a");
     }
 
     #[test]
     fn a_cut_falls_between_characters() {
         assert_eq!(clean("aéé", 4), "aé");
         assert_eq!(clean("", 4), "");
+        assert_eq!(clean("abc d", 4), "abc");
     }
 }

@@ -27,28 +27,36 @@ pub fn safe_name(suggested: &str) -> String {
     let last = suggested.rsplit(['/', '\\']).next().unwrap_or_default();
     let cleaned = cortex_wire::text::clean(last, 4 * NAME_BYTES);
     let plain: String = cleaned.chars().map(|c| if "<>:\"|?*\u{7f}".contains(c) || c.is_control() { '_' } else { c }).collect();
-    let plain = plain.trim().trim_end_matches(['.', ' ']).trim_start();
+    let plain = plain.trim_start().trim_end_matches(|c: char| c == '.' || c.is_whitespace());
     let (stem, ending) = match plain.rsplit_once('.') {
         Some((stem, ending)) if !stem.is_empty() && ending.len() <= 16 => (stem, format!(".{ending}")),
         _ => (plain, String::new()),
     };
-    let mut stem = stem.to_owned();
-    while stem.len() + ending.len() > NAME_BYTES {
-        stem.pop();
-    }
+    let mut stem = cut(stem.into(), ending.len());
     if stem.is_empty() {
         stem.push_str("download");
     }
     // Hidden files and the names of devices mean something.
-    let device = stem.split('.').next().unwrap_or_default().trim().to_ascii_uppercase();
-    let is_device = matches!(device.as_str(), "CON" | "PRN" | "AUX" | "NUL")
-        || (device.len() == 4
-            && (device.starts_with("COM") || device.starts_with("LPT"))
-            && device.ends_with(|c: char| c.is_ascii_digit()));
-    if stem.starts_with(['.', '~', '-']) || is_device {
-        stem.insert(0, '_');
+    if stem.starts_with(['.', '~', '-']) || is_device(&stem) {
+        stem = cut(format!("_{stem}"), ending.len());
     }
     stem + &ending
+}
+
+/// As much of a name as has room before its ending; when there is none, without what may not be a name's last.
+fn cut(mut stem: String, ending: usize) -> String {
+    stem.truncate(stem.floor_char_boundary(NAME_BYTES - ending));
+    if ending == 0 {
+        stem.truncate(stem.trim_end_matches(|c: char| c == '.' || c.is_whitespace()).len());
+    }
+    stem
+}
+
+fn is_device(stem: &str) -> bool {
+    let name = stem.split('.').next().unwrap_or_default().trim().to_ascii_uppercase();
+    let is_numbered =
+        name.len() == 4 && (name.starts_with("COM") || name.starts_with("LPT")) && name.ends_with(|c: char| c.is_ascii_digit());
+    is_numbered || matches!(name.as_str(), "CON" | "PRN" | "AUX" | "NUL")
 }
 
 /// Where a file has come to.
@@ -142,13 +150,19 @@ mod tests {
         ] {
             assert_eq!(safe_name(given), safe, "{given:?}");
         }
+        for long in
+            ["~".repeat(300), format!("CON{}x", " ".repeat(300)), format!("~{}.pdf", "ä".repeat(300)), "a. ".repeat(100), ". ".repeat(100)]
+        {
+            let safe = safe_name(&long);
+            assert!(safe.len() <= NAME_BYTES && safe_name(&safe) == safe, "{long:?} became {safe:?}");
+        }
     }
 
     proptest! {
         #[test]
         fn no_name_leaves_the_folder(name in "\\PC{0,300}|[./\\\\\\x00-\\x1f a-c]{0,40}") {
             let safe = safe_name(&name);
-            prop_assert!(!safe.is_empty() && safe.len() <= NAME_BYTES + 1);
+            prop_assert!(!safe.is_empty() && safe.len() <= NAME_BYTES);
             prop_assert!(!safe.contains(['/', '\\', '\0', '\n']) && !safe.starts_with('.') && safe != "..");
             let path = format!("{FOLDER}/{safe}");
             prop_assert!(cortex_wire::task::is_inside(&path));
