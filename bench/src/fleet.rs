@@ -61,7 +61,8 @@ impl Fleet {
         let known = Arc::new(Mutex::new(vec![0; invites.len()]));
         let (folder, life, count, lists) = (folder.to_owned(), lifecycle.clone(), registered.clone(), known.clone());
         let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            // Each stands for a machine with its own processor: one thread for thousands of them would be what is measured.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(live(&folder, invites, slots, life, count, lists))
         });
         Self { lifecycle, registered, known, thread: Some(thread) }

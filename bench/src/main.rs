@@ -34,6 +34,7 @@ use std::{
 
 use anyhow::Context as _;
 use clap::{Parser, builder::PossibleValuesParser};
+use cortex_runtime::telemetry::{self, LogFormat};
 
 use crate::{
     bench::{BENCHES, Bench, Setting},
@@ -52,7 +53,8 @@ Examples:
   cortex-bench list                        what there is
   cortex-bench dispatch --quick            a first impression, in less than 50 seconds
   cortex-bench dispatch --json             one JSON object on standard output
-  cortex-bench all                         everything; writes bench/results/*.json and docs/benchmarks.md"
+  cortex-bench all                         everything; writes bench/results/*.json and docs/benchmarks.md
+  CORTEX_LOG=warn cortex-bench reconnect   also what simulated nodes have to say, on standard error"
 )]
 struct Cli {
     /// A benchmark, `all` or `list`.
@@ -90,6 +92,9 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         return Ok(());
     }
     machine::own_network();
+    if let Ok(filter) = std::env::var("CORTEX_LOG") {
+        telemetry::start(LogFormat::Text, &filter)?;
+    }
     interrupt::watch()?;
     let load_before = machine::load();
     let all = cli.name == "all";

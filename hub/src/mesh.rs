@@ -26,7 +26,7 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, Weak, atomic::AtomicU64},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -242,7 +242,8 @@ impl Network {
     fn tell_relays(&self) {
         self.news.list(&self.relay_endpoints());
         if let Some((relay, _)) = &self.embedded {
-            self.news.see(RelaySight { key: relay.id().key().to_bytes(), online: true, rtt_us: 0, draining: false, load: 0 });
+            let sight = RelaySight { key: relay.id().key().to_bytes(), online: true, rtt_us: 0, draining: false, load: 0 };
+            self.news.see(sight, Instant::now());
         }
     }
 

@@ -4,6 +4,7 @@
 //! [`LEAVING`], so that its nodes can move.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -98,7 +99,7 @@ impl RelayLink {
     /// What is known of the link is different; nodes hear of it when it matters to them.
     fn update(&self, change: impl FnOnce(&mut Live)) {
         change(&mut lock(&self.live));
-        self.news.see(self.sight());
+        self.news.see(self.sight(), Instant::now());
     }
 
     /// Where the relay sees the hub's packets come from. Behind a tunnel, it sees something else than UDP.
@@ -208,7 +209,11 @@ async fn keep_on(network: Arc<Network>, link: Arc<RelayLink>, gatekeeper: Arc<Ga
                     backoff.reset();
                 }
             }
-            Err(error) => tracing::warn!(relay = link.relay.address, %error, "cannot link to a relay; trying again"),
+            Err(error) => {
+                tracing::warn!(relay = link.relay.address, %error, "cannot link to a relay; trying again");
+                // Nodes hear that it leads nowhere.
+                link.update(|_| {});
+            }
         }
         tokio::time::sleep(backoff.next_wait()).await;
     }
@@ -327,24 +332,32 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
+/// All nodes hear of how far and how busy a relay is at most so often: else a site that has much to do would tell thousands of nodes all the time how much it has to do.
+const MEASURED: Duration = Duration::from_secs(10);
+
 /// What nodes are told of the relays. Whoever follows it is woken when something is different that matters to a node.
 #[derive(Debug, Clone)]
-pub(crate) struct NewsSender(watch::Sender<RelayNews>);
+pub(crate) struct NewsSender {
+    news: watch::Sender<RelayNews>,
+    /// When they were told of each relay last, by its key.
+    told: Arc<Mutex<HashMap<Bytes, Instant>>>,
+}
 
 impl Default for NewsSender {
     fn default() -> Self {
-        Self(watch::Sender::new(RelayNews::default()))
+        Self { news: watch::Sender::new(RelayNews::default()), told: Arc::default() }
     }
 }
 
 impl NewsSender {
     pub(crate) fn follow(&self) -> watch::Receiver<RelayNews> {
-        self.0.subscribe()
+        self.news.subscribe()
     }
 
     /// The list, most wanted first. What is known of those that stay is kept.
     pub(crate) fn list(&self, relays: &[RelayEndpoint]) {
-        self.0.send_if_modified(|news| {
+        lock(&self.told).retain(|key, _| relays.iter().any(|relay| relay.id.key().as_bytes()[..] == key[..]));
+        self.news.send_if_modified(|news| {
             let listed: Vec<_> = relays.iter().map(RelayEndpoint::to_message).collect();
             news.seen.retain(|seen| relays.iter().any(|relay| relay.id.key().as_bytes()[..] == seen.key[..]));
             let changed = news.relays != listed;
@@ -354,29 +367,36 @@ impl NewsSender {
     }
 
     /// A relay that is in the list, as the hub sees it now.
-    pub(crate) fn see(&self, sight: RelaySight) {
-        self.0.send_if_modified(|news| {
+    pub(crate) fn see(&self, sight: RelaySight, now: Instant) {
+        let mut told = lock(&self.told);
+        let is_recent = told.get(&sight.key).is_some_and(|at| now < *at + MEASURED);
+        self.news.send_if_modified(|news| {
             if !news.relays.iter().any(|relay| relay.key == sight.key) {
                 return false;
             }
+            let key = sight.key.clone();
             match news.seen.iter_mut().find(|seen| seen.key == sight.key) {
-                Some(seen) if !differs(seen, &sight) => return false,
+                Some(seen) if !is_other(seen, &sight) && (is_recent || !measures_other(seen, &sight)) => return false,
                 Some(seen) => *seen = sight,
                 None => news.seen.push(sight),
             }
+            told.insert(key, now);
             true
         });
     }
 }
 
-/// Whether nodes have to hear of it: round trips and loads are always a little different.
-fn differs(told: &RelaySight, now: &RelaySight) -> bool {
+/// Whether nodes have to hear of it at once.
+fn is_other(told: &RelaySight, now: &RelaySight) -> bool {
+    (told.online, told.draining) != (now.online, now.draining)
+}
+
+/// Whether they have to hear of it some time: round trips and loads are always a little different.
+fn measures_other(told: &RelaySight, now: &RelaySight) -> bool {
     const LITTLE_US: u64 = 3_000;
     const LITTLE_LOAD: u32 = 10;
     let apart = told.rtt_us.abs_diff(now.rtt_us);
-    (told.online, told.draining) != (now.online, now.draining)
-        || (apart > LITTLE_US && apart * 4 > told.rtt_us)
-        || told.load.abs_diff(now.load) >= LITTLE_LOAD
+    (apart > LITTLE_US && apart * 4 > told.rtt_us) || told.load.abs_diff(now.load) >= LITTLE_LOAD
 }
 
 #[cfg(test)]
@@ -405,19 +425,23 @@ mod tests {
         assert!(heard());
         news.list(&[endpoint(1), endpoint(2)]);
         assert!(!heard(), "the same list");
-        news.see(sight(1, true, 20_000));
+        let begin = Instant::now();
+        let at = |times| begin + MEASURED * times;
+        news.see(sight(1, true, 20_000), at(0));
         assert!(heard());
-        news.see(sight(1, true, 22_000));
+        news.see(sight(1, true, 22_000), at(1));
         assert!(!heard(), "a little farther");
-        news.see(sight(1, true, 80_000));
+        news.see(sight(1, true, 80_000), at(1));
         assert!(heard(), "much farther");
-        news.see(RelaySight { load: 9, ..sight(1, true, 80_000) });
+        news.see(RelaySight { load: 9, ..sight(1, true, 80_000) }, at(2));
         assert!(!heard(), "a little busier");
-        news.see(RelaySight { load: 60, ..sight(1, true, 80_000) });
+        news.see(RelaySight { load: 60, ..sight(1, true, 80_000) }, at(2) - Duration::from_millis(1));
+        assert!(!heard(), "much busier, and they were told a moment ago");
+        news.see(RelaySight { load: 60, ..sight(1, true, 80_000) }, at(2));
         assert!(heard(), "much busier");
-        news.see(sight(1, false, 80_000));
-        assert!(heard());
-        news.see(sight(3, true, 1));
+        news.see(sight(1, false, 80_000), at(2));
+        assert!(heard(), "what cannot wait");
+        news.see(sight(3, true, 1), at(3));
         assert!(!heard(), "not in the list");
         news.list(&[endpoint(2)]);
         assert!(heard() && told.borrow().seen.is_empty());

@@ -680,7 +680,7 @@ impl Keeper {
         for seen in news.seen.iter().take(limits::HUB_RELAYS) {
             let Ok(relay) = RelayId::from_slice(&seen.key) else { continue };
             let rtt = Duration::from_micros(seen.rtt_us).min(Duration::from_secs(10));
-            self.paths.seen(relay, Sight { offline: !seen.online, rtt, draining: seen.draining, load: seen.load });
+            self.paths.seen(relay, Sight { offline: !seen.online, rtt, draining: seen.draining, load: seen.load }, clock::jitter(), now);
         }
     }
 

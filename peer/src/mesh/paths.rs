@@ -8,7 +8,8 @@
 //! - A relay that has much to do counts as farther: from 75 percent of what it can carry on ever more, at last by as much again and 20 ms. It is left by the same two reports, which every node
 //!   makes at its own time; so some leave, the load falls, and the others stay.
 //! - Relays beyond the two are linked one at a time, every 5 minutes, to be measured.
-//! - A link that is lost is dialled again with full jitter, 50 ms to 30 s; not before 2 s while another one carries, because then nobody waits and many may have lost the same relay.
+//! - A link that is lost is dialled again with full jitter, 50 ms to 30 s; not before 2 s while another one carries, because then nobody waits and many may have lost the same relay. A relay that
+//!   has no link to the hub is not dialled while another one carries: the hub says when it is back.
 
 use std::{
     collections::VecDeque,
@@ -46,6 +47,8 @@ const MOST: Duration = Duration::from_secs(30);
 const NO_HURRY: Duration = Duration::from_secs(2);
 /// A link that lived so long may start its next outage with the shortest wait.
 const HEALTHY: Duration = Duration::from_secs(30);
+/// All nodes hear at the same time that a relay is back, and those that have another link dial it within this time.
+const RETURN: Duration = Duration::from_secs(10);
 
 /// What to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -246,10 +249,17 @@ impl Paths {
         self.entries.retain(|entry| entry.listed || !matches!(entry.state, State::Away { .. }));
     }
 
-    /// How the hub sees a relay.
-    pub(crate) fn seen(&mut self, relay: RelayId, sight: Sight) {
-        if let Some(entry) = self.entry_mut(relay) {
-            entry.sight = sight;
+    /// How the hub sees a relay. `jitter`: from 0 to 1.
+    pub(crate) fn seen(&mut self, relay: RelayId, sight: Sight, jitter: f64, now: Instant) {
+        let carries = self.good_links() > 0;
+        let Some(entry) = self.entry_mut(relay) else { return };
+        let is_back = entry.sight.offline && !sight.offline;
+        entry.sight = sight;
+        if let State::Away { until } = &mut entry.state
+            && is_back
+            && carries
+        {
+            (*until, entry.bound) = (now + RETURN.mul_f64(jitter), LEAST);
         }
     }
 
@@ -269,8 +279,8 @@ impl Paths {
             entry.bound = LEAST;
         }
         let bound = if another { entry.bound.max(NO_HURRY) } else { entry.bound };
-        // A relay that could be reached is waited for as long as the last time, one that could not for longer.
-        if lived.is_none() {
+        // One that could not be reached, or went soon, is waited for longer.
+        if lived.is_none_or(|lived| lived < HEALTHY) {
             entry.bound = (entry.bound * 2).min(MOST);
         }
         entry.state = State::Away { until: now + at_least.mul_f64(1.0 + jitter / 2.0) + bound.mul_f64(jitter) };
@@ -421,10 +431,11 @@ impl Paths {
         if !dialling.is_empty() {
             return None;
         }
+        let is_useful = |entry: &Entry| entry.is_wanted() && !entry.sight.offline;
         if links < self.warm {
-            return self.candidate(now, Entry::is_wanted);
+            return self.candidate(now, is_useful);
         }
-        let unmeasured = |entry: &Entry| entry.is_wanted() && entry.surveyed.is_none_or(|at| now >= at + SURVEY_EVERY);
+        let unmeasured = |entry: &Entry| is_useful(entry) && entry.surveyed.is_none_or(|at| now >= at + SURVEY_EVERY);
         if self.warm < WARM || links > self.warm { None } else { self.candidate(now, unmeasured) }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! It does not know by which relay its packets go. When that changes it sends a heartbeat at once, which tells the hub the new way. A heartbeat that is not answered within a second makes the
 //! links look for another way, which also tells the relay a new address after a change of network. Unanswered for two more although the relay answers, the connection is ended and
-//! begun anew; when no relay answers either, it is kept, and goes on when there is a way again.
+//! begun anew; when no relay answers either, it is kept, and goes on when there is a way again. So it is for a while when the hub's packets come and only its answer does not: it has much to do.
 
 use std::time::Duration;
 
@@ -49,6 +49,8 @@ use crate::{
 const ANSWER: Duration = Duration::from_secs(1);
 /// …and after this time more, a hub that does not answer is given up.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// A hub whose packets come is waited for so long.
+const BUSY: Duration = Duration::from_secs(10);
 /// A peer that is stopped lets its tasks run on this long, then cancels them.
 const DRAIN: Duration = Duration::from_secs(5);
 /// Streams beyond the slots: resumptions and refusals of tasks overlap with what runs, and each attached session has one.
@@ -387,7 +389,10 @@ impl Session {
                     Answer::Here => {}
                     Answer::Expected(_) => {
                         mesh.links.unheard();
-                        answer = Answer::Overdue { since: Instant::now(), until: Instant::now() + PATIENCE };
+                        answer = Answer::overdue(Instant::now(), self.received());
+                    }
+                    Answer::Overdue { since, .. } if answer.may_be_on_its_way(self.received(), Instant::now()) => {
+                        answer = Answer::overdue(since, self.received());
                     }
                     Answer::Overdue { since, .. } => {
                         if view.borrow().answered.is_some_and(|at| Instant::from_std(at) >= since) {
@@ -396,11 +401,16 @@ impl Session {
                         }
                         // Nobody answers. QUIC gives the connection up after 30 s; until then it goes on by the next way there is.
                         mesh.links.unheard();
-                        answer = Answer::Overdue { since, until: Instant::now() + PATIENCE };
+                        answer = Answer::overdue(since, self.received());
                     }
                 }
             }
         }
+    }
+
+    /// Packets that have come from the hub.
+    fn received(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
     }
 
     /// Serves one stream, of a task or of a workspace, beside everything else.
@@ -537,12 +547,23 @@ enum Answer {
     Overdue {
         since: Instant,
         until: Instant,
+        /// Packets that had come by now.
+        received: u64,
     },
 }
 
 impl Answer {
     fn expected() -> Self {
         Self::Expected(Instant::now() + ANSWER)
+    }
+
+    fn overdue(since: Instant, received: u64) -> Self {
+        Self::Overdue { since, until: Instant::now() + PATIENCE, received }
+    }
+
+    /// The hub's packets come, so its answer may be behind others.
+    fn may_be_on_its_way(self, now_received: u64, now: Instant) -> bool {
+        matches!(self, Self::Overdue { since, received, .. } if now_received > received && now < since + BUSY)
     }
 
     fn due(self) -> Option<Instant> {
@@ -570,5 +591,20 @@ async fn until(at: Option<Instant>) {
     match at {
         Some(at) => sleep_until(at).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hub_whose_packets_come_is_waited_for_a_while() {
+        let since = Instant::now();
+        let answer = Answer::overdue(since, 7);
+        assert!(!answer.may_be_on_its_way(7, since + PATIENCE));
+        assert!(answer.may_be_on_its_way(8, since + PATIENCE));
+        assert!(!answer.may_be_on_its_way(8, since + BUSY));
+        assert!(!Answer::Here.may_be_on_its_way(8, since) && !Answer::expected().may_be_on_its_way(8, since));
     }
 }

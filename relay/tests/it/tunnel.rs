@@ -1,6 +1,10 @@
 //! Links over TCP: what crosses a tunnel, what takes over when UDP goes and comes, and who knocks at the port.
 
-use std::{net::SocketAddr, sync::atomic::Ordering::Relaxed, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
 use cortex_relay::{TcpOptions, route::Drop};
 use cortex_runtime::{
@@ -11,7 +15,8 @@ use cortex_wire::{close::CloseCode, limits};
 use futures_util::{SinkExt as _, StreamExt as _};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpListener, TcpStream, UdpSocket},
+    sync::oneshot,
 };
 use tokio_tungstenite::{WebSocketStream, client_async, tungstenite::Message};
 
@@ -48,6 +53,54 @@ async fn the_tunnel_wins_where_udp_leads_nowhere() {
     let (node, socket) = lab.node_by(1, 12, door, NetworkConfig { proxy: Some("none".into()), ..NetworkConfig::default() }).await.unwrap();
     assert_eq!(lab.carrier(&socket), "tcp");
     assert_eq!(lab.echo(&node, &hub, b"raced").await, b"raced");
+}
+
+/// A relay that answers over UDP at once, and says something that is of use only after `pause`. Over TCP nobody speaks there; tells when somebody comes.
+async fn slow_door(relay: SocketAddr, pause: Duration) -> (SocketAddr, oneshot::Receiver<()>) {
+    let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at = tcp.local_addr().unwrap();
+    let (inside, outside) = (UdpSocket::bind(at).await.unwrap(), UdpSocket::bind("127.0.0.1:0").await.unwrap());
+    outside.connect(relay).await.unwrap();
+    let (tell, came) = oneshot::channel();
+    tokio::spawn(async move {
+        let _stream = tcp.accept().await.unwrap();
+        let _ = tell.send(());
+        std::future::pending::<()>().await;
+    });
+    tokio::spawn(async move {
+        let (mut node, mut up, mut down) = (None, [0; 9_000], [0; 9_000]);
+        loop {
+            tokio::select! {
+                Ok((len, from)) = inside.recv_from(&mut up) => match node {
+                    None => {
+                        inside.send_to(&[0x40; 64], from).await.unwrap();
+                        node = Some((from, Instant::now() + pause));
+                    }
+                    Some((_, open_at)) => if Instant::now() >= open_at {
+                        outside.send(&up[..len]).await.unwrap();
+                    },
+                },
+                Ok(len) = outside.recv(&mut down) => if let Some((node, _)) = node {
+                    inside.send_to(&down[..len], node).await.unwrap();
+                },
+            }
+        }
+    });
+    (at, came)
+}
+
+#[tokio::test]
+async fn a_relay_that_answers_slowly_is_waited_for_and_not_asked_over_tcp_too() {
+    let lab = Lab::start(&[1]);
+    let hub = lab.hub(1).await;
+    let pause = Duration::from_secs(2);
+    let (door, mut came) = slow_door(lab.address, pause).await;
+    let since = Instant::now();
+    let (node, socket) = lab.node_by(1, 12, door, NetworkConfig { proxy: Some("none".into()), ..NetworkConfig::default() }).await.unwrap();
+    assert!(since.elapsed() >= pause);
+    assert_eq!(lab.carrier(&socket), "udp");
+    assert!(came.try_recv().is_err());
+    assert_eq!(lab.echo(&node, &hub, b"in the end").await, b"in the end");
 }
 
 #[tokio::test]

@@ -1,6 +1,7 @@
 //! The way to a relay, whatever the network lets through: UDP first, a [`Tunnel`] over TCP beside it when UDP does not answer at once, and back to UDP when it does.
 //!
-//! Both ways are tried with a QUIC handshake that proves the relay's pinned key, so what wins can carry a link. A link that stands is looked after: when
+//! Both ways are tried with a QUIC handshake that proves the relay's pinned key, so what wins can carry a link. A relay that answers over UDP, only slowly, is not asked over TCP beside it, and is
+//! waited for: when many come at once, each further try would make all of them slower. A link that stands is looked after: when
 //! nothing comes back over UDP a tunnel takes over, and from a tunnel UDP is tried from time to time, ever more seldom where it never works. The link and the
 //! end-to-end connection go on; the relay sees a link that has moved.
 
@@ -30,12 +31,16 @@ use crate::{
     link::{self, AbortOnDrop, Link, LinkError},
     proxy::{Proxies, ProxyError},
     quic,
+    silence::Silence,
     socket::{Carrier, NodeSocket},
     tunnel::Tunnel,
 };
 
-/// How far UDP is ahead in the race.
+/// How far UDP is ahead in the race, and by how much more when something has come back.
 const HEAD_START: Duration = Duration::from_millis(250);
+const ANSWERED: Duration = Duration::from_secs(3);
+/// A relay from which nothing at all has come over UDP by then is given up there.
+const SILENT: Duration = Duration::from_secs(5);
 /// How far the address that the system prefers, of IPv4 and IPv6, is ahead of the other.
 const FAMILY: Duration = Duration::from_millis(300);
 /// A try of a carrier takes no longer.
@@ -143,7 +148,8 @@ pub async fn reach(
         tag: RelayTag::of(relay.id.key()),
         key: key.clone(),
     };
-    let connection = way.race().await?;
+    let answers = socket.watch(way.tag);
+    let connection = way.race(&answers).await?;
     let mut link = link::greet(connection, relay, hello).await?;
     if network.transport == Transport::Auto {
         let keeper = Keeper { way, connection: link.connection.clone(), streams, moves: 0 };
@@ -164,9 +170,9 @@ struct Way {
 
 impl Way {
     /// The first handshake that completes decides what carries the path.
-    async fn race(&self) -> Result<Connection, LinkError> {
+    async fn race(&self, answers: &Silence) -> Result<Connection, LinkError> {
         let hurry = Notify::new();
-        let udp = async {
+        let by_udp = async {
             let addresses = link::resolve(&self.relay).await?;
             let (last, sooner) = addresses.split_last().ok_or_else(|| self.silent())?;
             for address in sooner {
@@ -176,9 +182,20 @@ impl Way {
             }
             self.connect_by(Carrier::Udp(*last)).await
         };
+        let udp = async {
+            let mut by_udp = std::pin::pin!(by_udp);
+            match timeout(SILENT, &mut by_udp).await {
+                Ok(connected) => connected,
+                Err(_) if answers.has_heard() => by_udp.await,
+                Err(_) => Err(self.silent()),
+            }
+        };
         let tcp = async {
             if self.network.transport == Transport::Auto {
-                let _ = timeout(HEAD_START, hurry.notified()).await;
+                let is_hurried = timeout(HEAD_START, hurry.notified()).await.is_ok();
+                if !is_hurried && answers.has_heard() {
+                    let _ = timeout(ANSWERED, hurry.notified()).await;
+                }
             }
             self.tried_tunnel().await
         };

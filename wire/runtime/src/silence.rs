@@ -71,6 +71,11 @@ impl Silence {
         }
     }
 
+    /// Whether anything at all has come, on a path where [`Silence::heard_in_turn`] notes it.
+    pub fn has_heard(&self) -> bool {
+        self.heard.load(Relaxed) != 0
+    }
+
     /// Waits for the next packet that leaves unanswered. Its answer may have come before this returns.
     pub async fn begun(&self) {
         self.begun.notified().await;
@@ -100,8 +105,10 @@ mod tests {
     #[tokio::test]
     async fn what_follows_a_receipt_at_once_asks_for_no_answer() {
         let silence = Silence::default();
+        assert!(!silence.has_heard());
         silence.heard_in_turn();
         silence.sent_in_turn();
+        assert!(silence.has_heard());
         assert_eq!(silence.since(), None, "an acknowledgement");
         tokio::time::sleep(Duration::from_micros(TURN_US + 10_000)).await;
         silence.sent_in_turn();

@@ -149,7 +149,7 @@ fn a_little_nearer_is_no_reason() {
     // Not under two thirds; not 10 ms; nearer itself, but farther from the hub.
     for (home, other, hub) in [(60, 41, 0), (12, 3, 0), (60, 20, 50)] {
         let mut table = two();
-        table.paths.seen(id(2), Sight { rtt: ms(hub), ..Sight::default() });
+        table.paths.seen(id(2), Sight { rtt: ms(hub), ..Sight::default() }, 0.5, table.now);
         table.measure(1, home);
         table.measure(2, other);
         table.pass(REPORT * 6);
@@ -167,7 +167,7 @@ fn a_relay_that_is_full_is_left_and_one_that_is_only_busy_is_not() {
         let mut table = two();
         table.measure(1, 20);
         table.measure(2, 25);
-        table.paths.seen(id(1), busy(load));
+        table.paths.seen(id(1), busy(load), 0.5, table.now);
         table.pass(REPORT);
         assert_eq!(table.home(), Some(id(1)), "one report is not enough");
         table.pass(REPORT * 2);
@@ -180,7 +180,7 @@ fn two_relays_that_are_both_full_are_as_far_as_before() {
     let mut table = two();
     for number in [1, 2] {
         table.measure(number, 20);
-        table.paths.seen(id(number), busy(100));
+        table.paths.seen(id(number), busy(100), 0.5, table.now);
     }
     table.pass(REPORT * 6);
     assert_eq!(table.home(), Some(id(1)));
@@ -191,11 +191,11 @@ fn whoever_has_come_because_of_a_load_stays_when_it_has_passed() {
     let mut table = two();
     table.measure(1, 20);
     table.measure(2, 25);
-    table.paths.seen(id(1), busy(100));
+    table.paths.seen(id(1), busy(100), 0.5, table.now);
     table.pass(REPORT * 3);
     assert_eq!(table.home(), Some(id(2)));
-    table.paths.seen(id(1), busy(0));
-    table.paths.seen(id(2), busy(70));
+    table.paths.seen(id(1), busy(0), 0.5, table.now);
+    table.paths.seen(id(2), busy(70), 0.5, table.now);
     table.pass(REPORT * 6);
     assert_eq!(table.home(), Some(id(2)), "it does not go back and forth");
 }
@@ -332,6 +332,27 @@ fn waits_have_full_jitter_and_grow_to_their_bound() {
 }
 
 #[test]
+fn a_relay_that_the_hub_does_not_reach_is_no_standby_until_it_is_back() {
+    let offline = |offline| Sight { offline, ..Sight::default() };
+    let mut table = Table::set(&[1, 2], false);
+    table.link(1);
+    table.lose(2);
+    table.paths.seen(id(2), offline(true), 0.5, table.now);
+    table.pass(MOST * 20);
+    assert_eq!(table.dialled, [], "nobody waits for it");
+    table.paths.seen(id(2), offline(false), 0.5, table.now);
+    table.pass(RETURN / 2 - ms(1));
+    assert_eq!(table.dialled, [], "not all nodes at once");
+    table.pass(ms(1));
+    assert_eq!(table.dialled, [id(2)]);
+    table.lose(2);
+    table.paths.seen(id(2), offline(true), 0.5, table.now);
+    table.lose(1);
+    table.pass(MOST);
+    assert!(table.dialled.contains(&id(2)), "where there is no other, it is tried all the same");
+}
+
+#[test]
 fn after_a_sleep_nothing_is_waited_for() {
     let mut table = Table::set(&[1], false);
     for _ in 0..12 {
@@ -400,7 +421,7 @@ proptest! {
                     table.paths.list(&relays, table.now);
                 }
                 Happens::Seen(n, offline, draining) => {
-                    table.paths.seen(id(n), Sight { offline, draining, rtt: ms(u64::from(n)), load: u32::from(n) * 25 });
+                    table.paths.seen(id(n), Sight { offline, draining, rtt: ms(u64::from(n)), load: u32::from(n) * 25 }, 0.5, table.now);
                 }
                 Happens::Passes(time) => table.pass(ms(time)),
                 Happens::Enrolled => table.paths.enrolled(),
@@ -430,7 +451,7 @@ proptest! {
         let distance = |load| {
             let mut table = two();
             table.measure(1, rtt);
-            table.paths.seen(id(1), busy(load));
+            table.paths.seen(id(1), busy(load), 0.5, table.now);
             table.paths.entry(id(1)).and_then(|entry| entry.distance(table.now)).unwrap()
         };
         prop_assert!(distance(load) >= distance(load.saturating_sub(less)));
