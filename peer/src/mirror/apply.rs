@@ -41,6 +41,9 @@ use super::{
     walk::now_ns,
 };
 
+/// A folder is opened anew after so many files: whoever moves it out of the workspace meanwhile takes few of them along.
+const HELD: usize = 32;
+
 /// What is to be done at one path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
@@ -184,7 +187,7 @@ impl<E: Into<Failed>> From<E> for Error {
 /// # Errors
 /// [`Crash`], when `go_on` refused.
 pub fn apply(hands: &Hands, tasks: &[Task], now_ms: i64, go_on: &dyn Fn(Step) -> bool) -> Result<Vec<Done>, Crash> {
-    let mut batch = Batch { hands, now_ms, go_on, touched: BTreeSet::new(), kept: BTreeSet::new() };
+    let mut batch = Batch { hands, now_ms, go_on, touched: BTreeSet::new(), kept: BTreeSet::new(), held: None };
     batch.run(tasks)
 }
 
@@ -196,6 +199,14 @@ struct Batch<'a> {
     touched: BTreeSet<String>,
     /// Names in the stage that hold somebody's edit and could not be moved to the conflicts: the next start does it.
     kept: BTreeSet<String>,
+    held: Option<Held>,
+}
+
+/// The folder of the task before, which mostly is the next one's.
+struct Held {
+    path: String,
+    folder: Arc<Folder>,
+    uses: usize,
 }
 
 impl Batch<'_> {
@@ -212,6 +223,9 @@ impl Batch<'_> {
                 Err(Error::Failed(failed)) => Err(failed),
                 Err(Error::Crash) => return Err(Crash),
             };
+            if result.is_err() {
+                self.held = None;
+            }
             if let (Err(_), Put::File { staged, .. }) = (&result, &task.put)
                 && !self.kept.contains(staged)
             {
@@ -250,7 +264,10 @@ impl Batch<'_> {
     }
 
     fn touch(&mut self, path: &RelPath) {
-        self.touched.insert(super::root::split(path.as_str()).0.to_owned());
+        let (folder, _) = super::root::split(path.as_str());
+        if !self.touched.contains(folder) {
+            self.touched.insert(folder.to_owned());
+        }
     }
 
     fn note(&self, path: &RelPath, known: Option<Known>) {
@@ -294,16 +311,30 @@ impl Batch<'_> {
         Ok(())
     }
 
+    /// The folder that holds a path, and the name in it.
+    fn open<'p>(&mut self, path: &'p RelPath) -> Result<(Arc<Folder>, &'p str), Errno> {
+        let (parent, name) = super::root::split(path.as_str());
+        let mut held = match self.held.take().filter(|held| held.path == parent && held.uses < HELD) {
+            Some(held) => held,
+            None => Held { path: parent.to_owned(), folder: Arc::new(self.hands.root.folder(parent)?), uses: 0 },
+        };
+        held.uses += 1;
+        let folder = held.folder.clone();
+        self.held = Some(held);
+        Ok((folder, name))
+    }
+
     fn place(&mut self, task: &Task, copy: &mut Option<String>) -> Result<(), Error> {
         let Task { path, put, .. } = task;
         if let Put::Move(to) = put {
+            self.held = None;
             return self.relocate(path, to);
         }
         if *put == Put::Nothing && self.is_untracked(path, task.expect)? {
             self.note(path, None);
             return Ok(());
         }
-        let (folder, name) = match self.hands.root.place(path) {
+        let (folder, name) = match self.open(path) {
             Ok(place) => place,
             // Where nothing can be there is nothing.
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) if *put == Put::Nothing => {
@@ -314,7 +345,16 @@ impl Batch<'_> {
             Err(Errno::NOENT) if self.hands.root.folds() => return Err(collision("a folder above it")),
             Err(error) => return Err(error.into()),
         };
+        // Where nothing is expected, the rename is the look; but a name is not all that a file system which folds names goes by.
+        if let (Put::File { staged, .. }, None, false) = (put, task.expect, self.hands.root.folds())
+            && self.put_new(&folder, name, task, staged)?
+        {
+            return Ok(());
+        }
         let there = self.check(&folder, name, path, task.expect)?;
+        if there == There::Folder {
+            self.held = None;
+        }
         if let (There::Nothing, true) = (there, *put != Put::Nothing)
             && let Some(twin) = folder.twin(name)?
         {
@@ -462,10 +502,19 @@ impl Batch<'_> {
                 return self.placed(folder, name, task, ours);
             }
         }
-        let ours = stage.folder_of(staged).stat(staged)?;
-        match renameat_with(stage.folder_of(staged), staged, folder, name, RenameFlags::NOREPLACE) {
-            Ok(()) => self.placed(folder, name, task, ours),
-            Err(Errno::EXIST) => Err(self.found(folder, name, &task.path)),
+        if self.put_new(folder, name, task, staged)? { Ok(()) } else { Err(self.found(folder, name, &task.path)) }
+    }
+
+    /// Puts it where nothing is; returns `false` when something is.
+    fn put_new(&mut self, folder: &Folder, name: &str, task: &Task, staged: &str) -> Result<bool, Error> {
+        let stage = self.hands.stage.folder_of(staged);
+        let ours = stage.stat(staged)?;
+        match renameat_with(stage, staged, folder, name, RenameFlags::NOREPLACE) {
+            Ok(()) => {
+                self.touch(&task.path);
+                self.placed(folder, name, task, ours).map(|()| true)
+            }
+            Err(Errno::EXIST) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -651,7 +700,7 @@ impl Batch<'_> {
 }
 
 /// What is on the disk, as expected.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum There {
     Nothing,
     Folder,

@@ -270,6 +270,72 @@ fn a_link_swapped_in_at_any_component_leads_nowhere() {
     }
 }
 
+#[test]
+fn a_link_swapped_in_between_two_files_of_a_folder_leads_nowhere() {
+    let bench = Bench::new();
+    let (outside, away) = (bench.dir.path().join("outside"), bench.dir.path().join("away"));
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::create_dir(bench.full("d")).unwrap();
+    let tasks: Vec<Task> = (0..2 * HELD).map(|at| bench.task(&format!("d/{at:02}"), None, bench.staged(&at.to_string()))).collect();
+    let placed = Cell::new(0);
+    let swap = |step| {
+        if step == Step::Placed && placed.replace(placed.get() + 1) == 0 {
+            std::fs::rename(bench.full("d"), &away).unwrap();
+            symlink(&outside, bench.full("d")).unwrap();
+        }
+        true
+    };
+    let done = apply(&bench.hands, &tasks, 0, &swap).unwrap();
+    assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 0);
+    assert_eq!(std::fs::read_dir(&away).unwrap().count(), HELD, "what was held goes along with it, and no more");
+    assert!(done[..HELD].iter().all(|done| done.result.is_ok()));
+    assert!(done[HELD..].iter().all(|done| code(&done.result) == "in_the_way"));
+    assert_eq!(bench.in_stage(), 0);
+}
+
+#[test]
+fn a_folder_that_goes_and_comes_back_in_a_batch_takes_what_is_put_into_it() {
+    let bench = Bench::new();
+    bench.seen("d/old", "old");
+    let remove = |name: &str, expect| Task { path: path(name), expect, put: Put::Nothing, keep_copy: false };
+    let tasks = [
+        remove("d/old", Some(hash("old"))),
+        remove("d", Some(Hash::directory())),
+        bench.task("d", None, Put::Directory),
+        bench.task("d/new", None, bench.staged("new")),
+    ];
+    assert!(bench.apply(&tasks).iter().all(|done| done.result.is_ok()));
+    assert_eq!((bench.text("d/old"), bench.text("d/new").as_deref()), (None, Some("new")));
+    // In one folder: removed by somebody while it is held, it is opened anew for the next file.
+    let gone = |step| {
+        if step == Step::Placed && !bench.full("d/again").exists() {
+            std::fs::remove_dir_all(bench.full("d")).unwrap();
+            std::fs::create_dir(bench.full("d")).unwrap();
+        }
+        true
+    };
+    let tasks = ["one", "two", "again"].map(|name| bench.task(&format!("d/{name}"), None, bench.staged(name)));
+    let done = apply(&bench.hands, &tasks, 0, &gone).unwrap();
+    assert_eq!(code(&done[1].result), "io_error", "tried again by itself");
+    assert_eq!((done[2].result.clone(), bench.text("d/again").as_deref()), (Ok(()), Some("again")));
+}
+
+#[test]
+fn what_is_new_gives_way_to_what_is_there_already() {
+    let bench = Bench::new();
+    bench.seen("file", "mine");
+    std::fs::create_dir_all(bench.full("full/of")).unwrap();
+    std::fs::create_dir(bench.full("empty")).unwrap();
+    symlink("file", bench.full("link")).unwrap();
+    assert_eq!(bench.one(bench.task("file", None, bench.staged("theirs"))), found("mine"));
+    assert_eq!(code(&bench.one(bench.task("full", None, bench.staged("theirs")))), "in_the_way");
+    let link = Err(Failed::Found(Some(Found::Symlink("file".into()))));
+    assert_eq!(bench.one(bench.task("link", None, bench.staged("theirs"))), link);
+    assert_eq!(bench.one(bench.task("empty", None, bench.staged("theirs"))), Ok(()));
+    assert_eq!((bench.text("file").as_deref(), bench.text("empty").as_deref()), (Some("mine"), Some("theirs")));
+    assert_eq!(bench.in_stage(), 0);
+}
+
 impl Bench {
     fn look_away(&self, name: &str) {
         self.hands.cache.lock().unwrap().set(&path(name), None);
