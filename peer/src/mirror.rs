@@ -290,9 +290,16 @@ impl Mirror {
         let (attach, attached) = mpsc::channel(4);
         let (ask, asked) = mpsc::channel(FRAMES);
         let _ = attach.send(attachment).await;
+        let owner = self.clone().keep(session, workspace, Inbox { attached, asked });
+        let (runtime, token) = (tokio::runtime::Handle::current(), self.0.owners.token());
+        // On a thread of its own: what it makes of many changes takes long, and the network does not wait for it.
+        let run = move || {
+            runtime.block_on(owner);
+            drop(token);
+        };
+        std::thread::Builder::new().name("mirror".into()).spawn(run).map_err(OpenError::Stage)?;
         self.open().insert(session, Handle { attach, ask });
         self.0.opened.send_replace(());
-        self.0.owners.spawn(self.clone().keep(session, workspace, Inbox { attached, asked }));
         Ok(())
     }
 

@@ -128,3 +128,22 @@ async fn a_state_that_is_older_than_the_disk_as_after_a_crash_heals_by_itself() 
     assert_eq!(hub.state.lock().unwrap().tree.root(), tree, "nothing is taken back");
     assert!(a.copies().is_empty() && b.copies().is_empty());
 }
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_workspace_has_a_thread_of_its_own_that_ends_with_it() {
+    let owners = || {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        tasks.filter(|task| std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "mirror\n")).count()
+    };
+    let hub = Hub::new();
+    let mut a = Node::attached(&hub);
+    hub.converge(&[&a]).await;
+    assert_eq!(owners(), 1, "what it makes of many changes holds nobody up");
+    a.stop(&hub).await;
+    let until = Instant::now() + PATIENCE;
+    while owners() > 0 {
+        assert!(Instant::now() < until, "it goes on");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
