@@ -1,11 +1,11 @@
 //! One workspace on this node: the owner of everything about it.
 //!
-//! A single task takes in what happens (file events, frames of the hub, ends of work on the disk and the network), hands it to the engine
+//! A single task, on a thread of its own, takes in what happens (file events, frames of the hub, ends of work on the disk and the network), hands it to the engine
 //! ([`Replica`]) and starts what the engine asks for. It never waits for a disk or a network itself. Four things go on beside it:
 //!
 //! - the **disk lane**: a look or an apply, one at a time. So what a look tells is what is on the disk after every apply that was told before, as the engine
 //!   wants it;
-//! - **staging**: the contents of the next apply are brought to the stage while the disk lane works;
+//! - **staging**: the contents of the next apply are brought to the stage while the disk lane works, and what has come together there is brought to the disk together;
 //! - **large files** are read, one at a time, so that no look takes long;
 //! - **uploads**: two at a time, so that a small edit does not wait for a large file.
 //!
@@ -197,7 +197,11 @@ enum Event {
         ended: Result<(), Ended>,
     },
     /// The contents of a list of jobs are in the stage, and not on the disk yet.
-    Written,
+    Written {
+        jobs: Vec<Job>,
+        tasks: Staging,
+        failed: Vec<(RelPath, Trouble)>,
+    },
     Staged {
         jobs: Vec<Job>,
         tasks: Staging,
@@ -341,8 +345,9 @@ pub struct Workspace {
     dirty: Dirty,
     lists: VecDeque<Vec<Job>>,
     staging: bool,
-    /// Held by the list that is being brought to the disk.
-    to_disk: Arc<tokio::sync::Mutex<()>>,
+    /// What has come together while something else was brought to the disk goes there together.
+    written: Ready,
+    syncing: bool,
     staged: Ready,
     /// Of small files, and of large ones.
     uploads: [Vec<(RelPath, Hash)>; 2],
@@ -430,7 +435,8 @@ impl Workspace {
             dirty: Dirty::everything(),
             lists: VecDeque::new(),
             staging: false,
-            to_disk: Arc::default(),
+            written: Ready::default(),
+            syncing: false,
             staged: Ready::default(),
             uploads: Default::default(),
             uploading: [false; 2],

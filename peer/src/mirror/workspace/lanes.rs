@@ -14,6 +14,7 @@ impl Workspace {
         self.use_disk();
         self.start_reading();
         self.start_staging();
+        self.start_syncing();
         self.start_uploads();
         self.go_on_with_barriers();
         self.answer_followers();
@@ -165,7 +166,7 @@ impl Workspace {
 
     /// Brings the contents of the next jobs to the stage.
     pub(super) fn start_staging(&mut self) {
-        if self.staging || self.staged.jobs.len() >= STAGED {
+        if self.staging || self.written.jobs.len() + self.staged.jobs.len() >= STAGED {
             return;
         }
         let chunks = self.options.chunks.borrow().clone();
@@ -180,15 +181,24 @@ impl Workspace {
             keys: self.sealing.clone(),
         };
         let asker = Asker { session: self.options.session, node: None };
-        let (tell, turn) = (self.tell.clone(), self.to_disk.clone());
+        let tell = self.tell.clone();
         tokio::spawn(async move {
-            let ready = stage(&kitchen, chunks, asker, &jobs).await;
-            // One list after the other is brought to the disk, while the contents of the next one come.
-            let _turn = turn.lock().await;
-            let _ = tell.send(Event::Written).await;
-            let stage = kitchen.stage;
-            let (tasks, failed) = tokio::task::spawn_blocking(move || bring_to_disk(&stage, ready)).await.unwrap_or_default();
-            let _ = tell.send(Event::Staged { jobs, tasks, failed }).await;
+            let (tasks, failed) = stage(&kitchen, chunks, asker, &jobs).await;
+            let _ = tell.send(Event::Written { jobs, tasks, failed }).await;
+        });
+    }
+
+    /// Brings what is written to the disk, while the contents of the next list come.
+    pub(super) fn start_syncing(&mut self) {
+        if self.syncing || self.written.is_empty() {
+            return;
+        }
+        self.syncing = true;
+        let Ready { jobs, tasks } = std::mem::take(&mut self.written);
+        let (stage, tell) = (self.stage.clone(), self.tell.clone());
+        tokio::task::spawn_blocking(move || {
+            let (tasks, failed) = bring_to_disk(&stage, tasks);
+            let _ = tell.blocking_send(Event::Staged { jobs, tasks, failed });
         });
     }
 
@@ -196,11 +206,14 @@ impl Workspace {
         match event {
             Event::Found { found, gathered } => self.found(found, gathered),
             Event::Looked { findings, ended } => self.looked(findings, ended),
-            Event::Written => self.staging = false,
+            Event::Written { jobs, tasks, failed } => {
+                self.staging = false;
+                self.not_staged(failed);
+                self.written.add(jobs, tasks);
+            }
             Event::Staged { jobs, tasks, failed } => {
-                for (path, trouble) in failed {
-                    self.handle(Input::ApplyFailed { path, trouble });
-                }
+                self.syncing = false;
+                self.not_staged(failed);
                 self.staged.add(jobs, tasks);
             }
             Event::Read { path, file, gathered } => self.was_read(path, file, gathered),
@@ -208,6 +221,12 @@ impl Workspace {
             Event::Stored(stored) => self.stored(stored),
             Event::Uploaded { lane } => self.uploading[lane] = false,
             Event::Gathered { lane } => self.gathered(lane),
+        }
+    }
+
+    fn not_staged(&mut self, failed: Vec<(RelPath, Trouble)>) {
+        for (path, trouble) in failed {
+            self.handle(Input::ApplyFailed { path, trouble });
         }
     }
 
@@ -407,14 +426,13 @@ async fn stage(kitchen: &Kitchen, chunks: Option<Arc<dyn ChunkSource>>, asker: A
 }
 
 /// Before anything takes its place, what is staged is on the disk. Blocks.
-fn bring_to_disk(stage: &Stage, (tasks, mut failed): Outcome) -> Outcome {
+fn bring_to_disk(stage: &Stage, tasks: Staging) -> Outcome {
     let staged = |task: &Task| if let Put::File { staged, .. } = &task.put { Some(staged.clone()) } else { None };
     let names: Vec<String> = tasks.iter().filter_map(|(task, _)| staged(task)).collect();
-    let Err(error) = stage.sync(&names) else { return (tasks, failed) };
+    let Err(error) = stage.sync(&names) else { return (tasks, Vec::new()) };
     names.iter().for_each(|name| stage.discard(name));
     let (lost, kept): (Staging, Staging) = tasks.into_iter().partition(|(task, _)| staged(task).is_some());
-    failed.extend(lost.into_iter().map(|(task, _)| (task.path, download::io_trouble(&error))));
-    (kept, failed)
+    (kept, lost.into_iter().map(|(task, _)| (task.path, download::io_trouble(&error))).collect())
 }
 
 /// The contents that a job needs, unless they are there and only the permission differs.
