@@ -51,6 +51,8 @@ use crate::{
 
 /// Connections whose handshake is under way, above which callers must prove their address first (QUIC Retry).
 const HALF_OPEN: usize = 64;
+/// A node's link waits so long for a hub that has not been here yet.
+const HUB_COMES: Duration = Duration::from_secs(2);
 
 /// A live link, for whoever has to end it or to follow it to a new address.
 #[derive(Debug, Clone)]
@@ -226,6 +228,13 @@ impl Arrival {
         close(&self.connection, CloseCode::Refused);
     }
 
+    /// A relay that has just been started knows no hub yet, and its nodes come before or after it: they are let wait for a moment, which costs less than to send them away to come again.
+    async fn wait_for_hub(&self, tenant: &Tenant) {
+        if tenant.ticket_key().is_none() {
+            let _ = tokio::time::timeout(HUB_COMES, tenant.state().wait_for(|state| state.online)).await;
+        }
+    }
+
     async fn admit(&self) -> Result<Standing, LinkRefused> {
         if self.hello.version != PROTOCOL_VERSION {
             return Err(refusal(
@@ -237,6 +246,9 @@ impl Arrival {
         let stranger = || refusal("unknown_hub", "this relay does not serve that hub; its operator adds it with --hub", 60_000);
         let hub = HubId::from_slice(&self.hello.hub_root).map_err(|_| stranger())?;
         let tenant = self.relay.tenants.get(&hub).ok_or_else(stranger)?;
+        if !matches!(self.hello.credential, Some(Credential::Hub(_))) {
+            self.wait_for_hub(&tenant).await;
+        }
         match &self.hello.credential {
             Some(Credential::Hub(credential)) => self.admit_hub(tenant, credential),
             Some(Credential::Ticket(signed)) => match self.check_ticket(&tenant, signed) {

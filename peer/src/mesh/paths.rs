@@ -23,6 +23,8 @@ const WARM: usize = 2;
 /// Dials at the same time while there is no link at all, and how far they are apart.
 const RACING: usize = 3;
 const STAGGER: Duration = Duration::from_millis(250);
+/// One that the hub did not reach when it was last heard of is tried so much later.
+const LAST_RESORT: Duration = Duration::from_secs(5);
 /// Round trips count so long.
 const WINDOW: Duration = Duration::from_secs(300);
 /// Round trips that are kept of one relay: more than come in that time.
@@ -155,6 +157,11 @@ impl Entry {
 /// Under two thirds, and 10 ms less.
 fn much_nearer(this: Option<Duration>, than: Option<Duration>) -> bool {
     matches!((this, than), (Some(this), Some(than)) if this * 3 < than * 2 && this + NEARER <= than)
+}
+
+/// How long after another one a relay is dialled while there is no link.
+fn stagger(entry: &Entry) -> Duration {
+    if entry.sight.offline { LAST_RESORT } else { STAGGER }
 }
 
 /// The machine.
@@ -422,11 +429,11 @@ impl Paths {
     fn next_dial(&self, now: Instant) -> Option<RelayId> {
         let (links, dialling) = (self.good_links(), self.dialling());
         if links == 0 {
-            let last = dialling.iter().max();
-            if dialling.len() >= RACING || last.is_some_and(|since| now < *since + STAGGER) {
+            let last = dialling.iter().max().copied();
+            if dialling.len() >= RACING {
                 return None;
             }
-            return self.candidate(now, |entry| entry.listed);
+            return self.candidate(now, |entry| entry.listed && last.is_none_or(|last| now >= last + stagger(entry)));
         }
         if !dialling.is_empty() {
             return None;
@@ -478,7 +485,7 @@ impl Paths {
             }
         }
         if links == 0 {
-            times.extend(dialling.iter().max().map(|since| *since + STAGGER));
+            times.extend(dialling.iter().max().into_iter().flat_map(|since| [*since + STAGGER, *since + LAST_RESORT]));
         }
         if links >= WARM {
             times.extend(self.reported.map(|at| at + REPORT));

@@ -67,6 +67,17 @@ async fn a_ticket_admits_without_asking_the_hub() {
 }
 
 #[tokio::test]
+async fn a_node_that_comes_a_little_before_its_hub_is_let_in_when_that_is_there() {
+    let lab = Lab::start(&[1]);
+    let (node, ticket) = (key(12), lab.ticket(1, &key(12), 60_000));
+    let (link, _hub) = tokio::join!(lab.link(&node, 1, Some(Credential::Ticket(ticket))), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        lab.hub(1).await
+    });
+    link.unwrap();
+}
+
+#[tokio::test]
 async fn a_ticket_that_does_not_hold_is_refused_with_its_own_code() {
     let lab = Lab::start(&[1, 2]);
     let hubs = (lab.hub(1).await, lab.hub(2).await);
