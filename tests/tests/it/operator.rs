@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use cortex_tests::{
     api::Shell,
     hub::{Hub, HubOptions, fresh_root},
-    program,
+    net::Place,
+    program::{self, Process},
     relay::Relay,
     wait,
 };
@@ -14,7 +15,7 @@ use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use crate::SOON;
+use crate::{SOON, tunnel};
 
 /// A relay with a configuration file, and where its `/readyz` is.
 struct Region {
@@ -89,6 +90,42 @@ async fn a_relay_that_is_told_its_hub_by_address_asks_for_its_key_once() -> Resu
     // One that never knew it does not start.
     hub.process.terminate(SOON).await?;
     ensure!(Relay::start(&[&address]).await.is_err(), "a relay serves a hub that it has never heard of");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_hub_is_asked_over_https_and_believed_when_this_machine_trusts_its_certificate() -> Result<()> {
+    let (hub, home) = (Hub::start().await?, tempfile::tempdir()?);
+    let at = |name: &str| home.path().join(name).display().to_string();
+    tunnel::certify(home.path(), "localhost").await?;
+    let port = program::free_port()?;
+    let configuration = format!(
+        "daemon off; pid {pid}; error_log stderr; events {{}}\n\
+         http {{ access_log off; client_body_temp_path {tmp}; proxy_temp_path {tmp}; fastcgi_temp_path {tmp}; uwsgi_temp_path {tmp}; scgi_temp_path {tmp};\n\
+         server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {chain}; ssl_certificate_key {key}; location / {{ proxy_pass {inside}; }} }} }}\n",
+        pid = at("pid"),
+        tmp = at("tmp"),
+        chain = at("chain.pem"),
+        key = at("key.pem"),
+        inside = hub.base(),
+    );
+    fs::write(at("nginx.conf"), configuration)?;
+    let _server = tunnel::proxy(&Place::Here, "nginx", &["-p", &at(""), "-c", &at("nginx.conf")], home.path())?;
+    let listens = async || tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok();
+    wait::until("the web server listens", SOON, listens).await?;
+    let start = |certificates: &str, state: &str| {
+        let mut command = program::command("cortex-relay", &Place::Here, home.path())?;
+        command.args(["serve", "--listen", &format!("127.0.0.1:{}", program::free_port()?), "--hub", &format!("https://localhost:{port}")]);
+        command.args(["--state-dir", &at(state)]).env("SSL_CERT_FILE", certificates);
+        Process::start("relay", command, home.path())
+    };
+    let mut relay = start(&at("chain.pem"), "trusting")?;
+    let key = relay.line("its hub's key", SOON, |line| line.contains("has said its key").then(|| line.to_owned())).await?;
+    let introduction: Value = hub.get("/api/hub").await?;
+    ensure!(introduction["key"].as_str().is_some_and(|own| key.contains(own)), "{key}");
+    // What everybody else trusts does not vouch for it.
+    let mut stranger = start("/etc/ssl/certs/ca-certificates.crt", "strange")?;
+    stranger.line("why it does not start", SOON, |line| line.contains("cannot be asked for its key").then_some(())).await?;
     Ok(())
 }
 

@@ -96,12 +96,23 @@ async fn nothing_is_lost_where_packets_may_have_1280_bytes() -> Result<()> {
 }
 
 /// A proxy on the internet.
-fn proxy(place: &Place, program: &str, words: &[&str], home: &Path) -> Result<Process> {
+pub(crate) fn proxy(place: &Place, program: &str, words: &[&str], home: &Path) -> Result<Process> {
     let file = ["/usr/bin", "/usr/sbin"].map(|folder| Path::new(folder).join(program)).into_iter().find(|file| file.exists());
     let mut command = place.command(&file.with_context(|| format!("there is no {program} here; run scripts/setup-test.sh"))?);
     program::clean(&mut command, home);
     command.args(words);
     Process::start(program, command, home)
+}
+
+/// Makes `chain.pem` and `key.pem` in a folder: a certificate for this name that vouches for itself.
+pub(crate) async fn certify(folder: &Path, name: &str) -> Result<()> {
+    let mut command = Command::new("openssl");
+    command.args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1"]);
+    command.args(["-subj", &format!("/CN={name}"), "-addext", &format!("subjectAltName=DNS:{name}")]);
+    command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    command.arg("-keyout").arg(folder.join("key.pem")).arg("-out").arg(folder.join("chain.pem"));
+    assert_eq!(program::run(command, SOON).await?.code, Some(0));
+    Ok(())
 }
 
 /// A peer from whose network nothing but this proxy is reached.
@@ -144,22 +155,7 @@ async fn a_relay_works_behind_a_web_server() -> Result<()> {
     let at = |name: &str| home.path().join(name).display().to_string();
     let (inside, root) = (program::free_port()?, fresh_root());
     let relay = Relay::start_saying(&[&root.public().to_string()], &["--behind-proxy", &format!("127.0.0.1:{inside}")]).await?;
-    let mut certificate = Command::new("openssl");
-    certificate.args([
-        "req",
-        "-x509",
-        "-newkey",
-        "ec",
-        "-pkeyopt",
-        "ec_paramgen_curve:P-256",
-        "-nodes",
-        "-days",
-        "1",
-        "-subj",
-        "/CN=relay.example",
-    ]);
-    certificate.args(["-keyout", &at("key.pem"), "-out", &at("chain.pem")]);
-    assert_eq!(program::run(certificate, SOON).await?.code, Some(0));
+    certify(home.path(), "relay.example").await?;
     // What docs/network.md says.
     let configuration = format!(
         "daemon off; pid {pid}; error_log stderr; events {{}}\n\
