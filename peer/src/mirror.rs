@@ -62,7 +62,7 @@ use tokio::{
     sync::{mpsc, oneshot, watch as channel},
 };
 
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use workspace::{Ask, Attachment, Exit, Inbox, OpenError, Options, Workspace};
 use writers::Writers;
 
@@ -92,6 +92,8 @@ struct Inner {
     opened: channel::Sender<()>,
     writers: Arc<Writers>,
     owners: TaskTracker,
+    /// They end, whatever they are about.
+    given_up: CancellationToken,
     /// Workspaces whose state could not be kept: when, and why.
     broken: Mutex<HashMap<SessionId, (Instant, String)>>,
 }
@@ -133,6 +135,7 @@ impl Mirror {
             opened: channel::Sender::new(()),
             writers: Arc::default(),
             owners: TaskTracker::new(),
+            given_up: CancellationToken::new(),
             broken: Mutex::default(),
         }))
     }
@@ -146,7 +149,11 @@ impl Mirror {
     pub async fn close(&self) {
         self.open().clear();
         self.0.owners.close();
-        let _ = tokio::time::timeout(CLOSE_WITHIN, self.0.owners.wait()).await;
+        if tokio::time::timeout(CLOSE_WITHIN, self.0.owners.wait()).await.is_err() {
+            // Their threads must not be there when the runtime is not any more.
+            self.0.given_up.cancel();
+            let _ = tokio::time::timeout(CLOSE_WITHIN, self.0.owners.wait()).await;
+        }
     }
 
     /// Sessions of whose workspaces something is remembered: the oldest, as many as are named at a time.
@@ -291,10 +298,10 @@ impl Mirror {
         let (ask, asked) = mpsc::channel(FRAMES);
         let _ = attach.send(attachment).await;
         let owner = self.clone().keep(session, workspace, Inbox { attached, asked });
-        let (runtime, token) = (tokio::runtime::Handle::current(), self.0.owners.token());
+        let (runtime, token, given_up) = (tokio::runtime::Handle::current(), self.0.owners.token(), self.0.given_up.clone());
         // On a thread of its own: what it makes of many changes takes long, and the network does not wait for it.
         let run = move || {
-            runtime.block_on(owner);
+            runtime.block_on(given_up.run_until_cancelled(owner));
             drop(token);
         };
         std::thread::Builder::new().name("mirror".into()).spawn(run).map_err(OpenError::Stage)?;
