@@ -286,8 +286,8 @@ impl Paths {
             entry.bound = LEAST;
         }
         let bound = if another { entry.bound.max(NO_HURRY) } else { entry.bound };
-        // One that could not be reached, or went soon, is waited for longer.
-        if lived.is_none_or(|lived| lived < HEALTHY) {
+        // A relay that could be reached is waited for as long as the last time, one that could not for longer: a hub or relay that is started several times in a row does not wait for its nodes.
+        if lived.is_none() {
             entry.bound = (entry.bound * 2).min(MOST);
         }
         entry.state = State::Away { until: now + at_least.mul_f64(1.0 + jitter / 2.0) + bound.mul_f64(jitter) };

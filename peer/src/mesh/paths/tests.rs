@@ -332,6 +332,19 @@ fn waits_have_full_jitter_and_grow_to_their_bound() {
 }
 
 #[test]
+fn a_relay_that_is_started_several_times_in_a_row_is_dialled_as_soon_each_time() {
+    let mut table = Table::set(&[1], false);
+    for _ in 0..20 {
+        table.link(1);
+        table.pass(Duration::from_secs(1));
+        table.paths.lost(id(1), Duration::ZERO, 1.0, table.now);
+        assert_eq!(table.paths.wake_at(table.now), Some(table.now + LEAST));
+        table.now += LEAST;
+        table.plan();
+    }
+}
+
+#[test]
 fn a_relay_that_the_hub_does_not_reach_is_no_standby_until_it_is_back() {
     let offline = |offline| Sight { offline, ..Sight::default() };
     let mut table = Table::set(&[1, 2], false);
