@@ -20,6 +20,8 @@ pub const LABEL: &str = "iroh 1.4 endpoints through iroh-relay";
 pub const LABEL_RAW: &str = "raw clients of iroh-relay";
 /// The longest that one measurement may take.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How often a measurement that fails is made.
+const TRIES: u32 = 3;
 
 /// iroh's relay, running.
 #[derive(Debug)]
@@ -78,8 +80,20 @@ impl Iroh {
         seen
     }
 
-    /// Runs it; what it prints is a figure on each line.
+    /// Runs it, again if it fails: at full speed its connections sometimes end with "too many gaps in stream buffer" (iroh 1.4), which is no measure of anything.
     fn measure(&self, words: &[&str]) -> anyhow::Result<Vec<f64>> {
+        let mut tries = 1;
+        loop {
+            match self.measure_once(words) {
+                Err(failure) if tries < TRIES && interrupt::check().is_ok() => eprintln!("{failure}; once more …"),
+                done => return done,
+            }
+            tries += 1;
+        }
+    }
+
+    /// Runs it; what it prints is a figure on each line.
+    fn measure_once(&self, words: &[&str]) -> anyhow::Result<Vec<f64>> {
         let mut child = Command::new(&self.program).args(words).stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
         let mut out = child.stdout.take().context("its output")?;
         let reader = std::thread::spawn(move || {
