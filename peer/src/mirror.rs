@@ -20,8 +20,10 @@
 pub mod apply;
 pub mod cache;
 pub mod chunks;
+mod cutting;
 pub mod download;
 pub mod drift;
+pub mod flight;
 pub mod gather;
 pub mod ignore;
 pub mod large;

@@ -13,7 +13,7 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
-    thread,
+    thread::{self, JoinHandle},
 };
 
 use bytes::Bytes;
@@ -34,17 +34,19 @@ use super::{
     apply::Failed,
     cache::{Cache, Known},
     chunks::{ChunkMap, Cut},
+    flight::offline,
     read::BUFFER_BYTES,
     root::Root,
     stage::Stage,
     store::Store,
-    upload::offline,
 };
 
 /// Chunks between the network and the disk.
 const QUEUE: usize = 8;
 /// Pieces of a large file between what opens them and what writes them.
 const AHEAD: usize = 8;
+/// So much of a large file is brought to the disk while the rest comes.
+const SYNC_BYTES: u64 = 64 * 1024 * 1024;
 /// Chunks named in one request.
 const REQUEST: usize = 1_024;
 
@@ -346,14 +348,15 @@ impl Cook<'_> {
             folder.read(name).ok()
         });
         let (put, bytes) = sync_channel(AHEAD);
-        // What was written is hashed and written beside what is opened.
+        // What was opened is hashed and written beside what is opened.
         let (taken, target) = thread::scope(|scope| {
-            let writer = scope.spawn(move || write_all(target, bytes));
+            let writer = thread::Builder::new().name("write".into()).spawn_scoped(scope, move || target.write_all(bytes));
             let taken = self.pieces(pieces, old.as_ref(), put);
-            (taken, writer.join())
+            let ended = || io::Error::other("its writer has ended");
+            (taken, writer.and_then(|writer| writer.join().unwrap_or_else(|_| Err(ended()))))
         });
         let map = taken?;
-        let target = target.unwrap_or_else(|_| Err(io::Error::other("its writer has ended"))).map_err(|error| io_trouble(&error))?;
+        let target = target.map_err(|error| io_trouble(&error))?;
         target.complete(wanted, (pieces.len() > 1).then_some(map))
     }
 
@@ -393,13 +396,6 @@ fn piece_of(plain: &Bytes, span: &Span) -> Result<(Bytes, Cut), Trouble> {
     Ok((bytes, cut))
 }
 
-fn write_all<'a>(mut target: Target<'a>, bytes: Receiver<Bytes>) -> io::Result<Target<'a>> {
-    for bytes in bytes {
-        target.write(&bytes)?;
-    }
-    Ok(target)
-}
-
 fn local(old: Option<&File>, offset: u64, length: u32) -> Result<Bytes, Trouble> {
     let mut bytes = vec![0; length as usize];
     let gone = || io::Error::other("the last version is gone from the disk");
@@ -416,6 +412,35 @@ pub fn io_trouble(error: &io::Error) -> Trouble {
     match Failed::io(error) {
         Failed::Code { code, message } => Trouble { code: code.into(), message },
         Failed::Found(_) => changed(error),
+    }
+}
+
+/// Brings what was written of a file to the disk, beside whoever writes on.
+struct Syncer {
+    ask: SyncSender<()>,
+    thread: JoinHandle<io::Result<()>>,
+}
+
+impl Syncer {
+    /// Begins with what is written by now.
+    fn start(file: File) -> io::Result<Self> {
+        let (ask, asked) = sync_channel(1);
+        let run = move || {
+            file.sync_data()?;
+            asked.into_iter().try_for_each(|()| file.sync_data())
+        };
+        Ok(Self { ask, thread: thread::Builder::new().name("sync".into()).spawn(run)? })
+    }
+
+    /// Once more after the one that goes on; nobody waits for it.
+    fn sync(&self) {
+        let _ = self.ask.try_send(());
+    }
+
+    /// The kernel tells of a write that failed once only: whoever has asked must not forget it.
+    fn end(self) -> io::Result<()> {
+        drop(self.ask);
+        self.thread.join().unwrap_or_else(|_| Err(io::Error::other("what brought it to the disk has ended")))
     }
 }
 
@@ -446,6 +471,24 @@ impl<'a> Target<'a> {
         }
         self.size += bytes.len() as u64;
         Ok(())
+    }
+
+    /// Writes what comes. Once it is much, it is brought to the disk meanwhile: otherwise all of it would wait for the disk in the end.
+    fn write_all(mut self, bytes: Receiver<Bytes>) -> io::Result<Self> {
+        let mut syncer: Option<Syncer> = None;
+        let mut synced = 0;
+        for bytes in bytes {
+            self.write(&bytes)?;
+            if self.size - synced >= SYNC_BYTES {
+                synced = self.size;
+                match &syncer {
+                    Some(syncer) => syncer.sync(),
+                    None => syncer = Some(Syncer::start(self.file.try_clone()?)?),
+                }
+            }
+        }
+        syncer.map_or(Ok(()), Syncer::end)?;
+        Ok(self)
     }
 
     fn complete(mut self, wanted: &Wanted, map: Option<ChunkMap>) -> Result<Staged, Trouble> {

@@ -1,7 +1,7 @@
-//! Contents on their way to the hub: read, cut, sealed, stored.
+//! Contents on their way to the hub: read, cut, sealed.
 //!
-//! [`make`] reads and cuts on a thread of its own, others seal ([`Sealers`]); [`store`] sends what comes out, in flights, and says of a file that it is stored once all of its
-//! chunks are durable at the hub. Between them are short queues, so whatever the files' size, few chunks are in memory.
+//! [`make`] runs on a thread of its own, others cut large files ([`cutting`]) and seal ([`Sealers`]); [`super::flight::store`] sends what comes out. Between them are short queues, so
+//! whatever the files' size, few chunks are in memory.
 //!
 //! Small files of one upload share chunks (bundles). Of a large file only those chunks are sealed that its last version had not, and only those are sent that the
 //! hub has not.
@@ -15,11 +15,10 @@ use std::{
     time::Duration,
 };
 
-use cortex_runtime::chunk::{Asker, ChunkError, ChunkSource};
 use cortex_wire::{
     limits,
     mirror::{
-        cut::{self, Cuts, Cutter},
+        cut::{self, Cutter},
         entry::{Content, Entry, Hash, Sid, Span, file_hash},
         path::RelPath,
         replica::Trouble,
@@ -30,13 +29,13 @@ use cortex_wire::{
 use tokio::{
     runtime::Handle,
     sync::mpsc::{self, error::TrySendError},
-    task::JoinHandle,
     time::timeout,
 };
 
 use super::{
     cache::Cache,
     chunks::{ChunkMap, Cut},
+    cutting,
     read::{Contents, ReadError, Reading},
     root::Root,
     sealers::{Sealers, Sealing},
@@ -45,14 +44,8 @@ use super::{
 
 /// Chunks between maker and sender.
 pub const QUEUE: usize = 16;
-/// What is stored, and made durable at the hub, at once.
-const FLIGHT_BYTES: usize = 4 * 1024 * 1024;
-/// Flights under way.
-const FLIGHTS: usize = 3;
 /// Chunks that are sealed side by side, or wait for it.
 const SIDE_BY_SIDE: usize = 16;
-/// Below this, asking which chunks the hub has takes longer than sending them.
-const WORTH_ASKING: usize = 4;
 /// A copy of something that the hub has is looked for when so many files go up together.
 const WORTH_LOOKING: usize = 2;
 
@@ -219,7 +212,7 @@ pub struct Maker {
     source: Source,
     tell: mpsc::Sender<Made>,
     sealers: Sealers,
-    cuts: Option<Cuts>,
+    cutter: Option<Arc<Cutter>>,
     /// Small files that will share a chunk.
     bundle: Vec<u8>,
     bundled: Vec<Bundled>,
@@ -242,7 +235,7 @@ impl Maker {
             patience,
             sends: true,
             sealers,
-            cuts: None,
+            cutter: None,
             bundle: Vec::new(),
             bundled: Vec::new(),
             pending: VecDeque::new(),
@@ -403,35 +396,23 @@ impl Maker {
     }
 
     /// Cuts a file and tells of its chunks.
-    fn chunks(&mut self, path: &RelPath, mut reading: Reading) -> Result<Contents, Problem> {
+    fn chunks(&mut self, path: &RelPath, reading: Reading) -> Result<Contents, Problem> {
         let known = self.known(path);
-        let mut cuts = self.cuts.take().unwrap_or_else(|| Cuts::new(Cutter::new(self.source.seed)));
-        cuts.reset();
+        let cutter = self.cutter.get_or_insert_with(|| Arc::new(Cutter::new(self.source.seed))).clone();
         let mut hasher = blake3::Hasher::new();
-        loop {
-            let read = reading.read(cuts.space())?;
-            cuts.filled(read);
-            if read == 0 {
-                cuts.end();
-            }
-            while let Some(chunk) = cuts.next_chunk() {
-                hasher.update(chunk);
-                if self.sends {
-                    match self.chunk(chunk, &known) {
-                        Err(_) if self.patience.is_some() => self.sends = false,
-                        told => told?,
-                    }
+        let stat = cutting::each(reading, &cutter, |block| {
+            hasher.update(block.bytes());
+            for chunk in block.chunks() {
+                if !self.sends {
+                    break;
+                }
+                match self.chunk(chunk, &known) {
+                    Err(_) if self.patience.is_some() => self.sends = false,
+                    told => told?,
                 }
             }
-            if self.source.stop.load(Ordering::Relaxed) {
-                return Err(Problem::Closed);
-            }
-            if read == 0 {
-                break;
-            }
-        }
-        self.cuts = Some(cuts);
-        let stat = reading.finish()?;
+            if self.source.stop.load(Ordering::Relaxed) { Err(Problem::Closed) } else { Ok(()) }
+        })?;
         Ok(Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() })
     }
 
@@ -481,105 +462,4 @@ impl Maker {
         let same = now.and_then(|content| self.source.store.map(&content));
         [before, same].into_iter().flatten().flat_map(|map| map.0).map(|cut| (cut.plain, cut)).collect()
     }
-}
-
-/// What became of files.
-#[derive(Debug)]
-pub enum Stored {
-    /// All of their chunks are durable at the hub.
-    Files(Vec<MadeFile>),
-    /// Not, and why.
-    Failed {
-        /// Which.
-        path: RelPath,
-        /// Why.
-        trouble: Trouble,
-    },
-}
-
-type Landed = (Result<(), ChunkError>, Vec<MadeFile>);
-
-#[derive(Default)]
-struct Flight {
-    chunks: Vec<Sealed>,
-    perhaps_known: usize,
-    bytes: usize,
-    files: Vec<MadeFile>,
-}
-
-/// Sends what comes, and tells of each file once. Ends when nothing more comes and everything was told.
-pub async fn store(chunks: Arc<dyn ChunkSource>, asker: Asker, mut made: mpsc::Receiver<Made>, tell: mpsc::Sender<Stored>) {
-    let mut flight = Flight::default();
-    let mut under_way: VecDeque<JoinHandle<Landed>> = VecDeque::new();
-    let mut failed: Option<ChunkError> = None;
-    loop {
-        let next = made.recv().await;
-        let end = next.is_none();
-        match next {
-            Some(Made::Chunk { sealed, perhaps_known }) => {
-                flight.bytes += sealed.bytes().len();
-                flight.perhaps_known += usize::from(perhaps_known);
-                flight.chunks.push(sealed);
-            }
-            Some(Made::Files(mut files)) => flight.files.append(&mut files),
-            Some(Made::Failed { path, trouble }) => hand_on(&tell, Stored::Failed { path, trouble }).await,
-            None => {}
-        }
-        if flight.bytes >= FLIGHT_BYTES || end {
-            let departing = std::mem::take(&mut flight);
-            // After an error the rest would name chunks that are not there.
-            let chunks = if failed.is_none() { Some(chunks.clone()) } else { None };
-            under_way.push_back(tokio::spawn(async move {
-                (fly(chunks, asker, departing.chunks, departing.perhaps_known).await, departing.files)
-            }));
-        }
-        while under_way.len() > if end { 0 } else { FLIGHTS } {
-            let Some(landing) = under_way.pop_front() else { break };
-            let Ok((outcome, files)) = landing.await else { continue };
-            match (outcome, failed) {
-                (Ok(()), None) => hand_on(&tell, Stored::Files(files)).await,
-                (outcome, earlier) => {
-                    let error = earlier.or(outcome.err()).unwrap_or(ChunkError::Lost);
-                    failed = Some(error);
-                    for file in files {
-                        hand_on(&tell, Stored::Failed { path: file.path, trouble: offline(error) }).await;
-                    }
-                }
-            }
-        }
-        if end {
-            return;
-        }
-    }
-}
-
-async fn hand_on(tell: &mpsc::Sender<Stored>, stored: Stored) {
-    // A workspace that is gone needs no answer.
-    let _ = tell.send(stored).await;
-}
-
-/// Why chunks do not travel.
-pub fn offline(error: ChunkError) -> Trouble {
-    trouble(if error == ChunkError::NoSpace { "no_space_at_hub" } else { "offline" }, error.to_string())
-}
-
-async fn fly(source: Option<Arc<dyn ChunkSource>>, asker: Asker, mut chunks: Vec<Sealed>, perhaps_known: usize) -> Result<(), ChunkError> {
-    let source = source.ok_or(ChunkError::Lost)?;
-    if perhaps_known >= WORTH_ASKING {
-        let sids: Vec<Sid> = chunks.iter().map(Sealed::sid).collect();
-        let missing: HashSet<Sid> = source.missing(asker, sids).await?.into_iter().collect();
-        chunks.retain(|chunk| missing.contains(&chunk.sid()));
-    }
-    if chunks.is_empty() {
-        return Ok(());
-    }
-    let (send, receive) = mpsc::channel(QUEUE);
-    let feed = async move {
-        for chunk in chunks {
-            if send.send(chunk).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::join!(source.store(asker, receive), feed).0.map(|_| ())
 }

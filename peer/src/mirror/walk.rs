@@ -38,6 +38,9 @@ const PORTION: usize = 1_024;
 /// A file that changes while it is read is tried again at once so often.
 const TRIES: usize = 2;
 
+/// Up to this a file that is being written is read as it is: logs are seen to grow.
+const UNCLOSED_BYTES: u64 = 1024 * 1024;
+
 /// Something that a person should know of a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {
@@ -62,6 +65,8 @@ pub struct Findings {
     pub troubles: Vec<Trouble>,
     /// Too large to be read by a look.
     pub large: Vec<RelPath>,
+    /// Being written; to be looked at again when they are closed, or later.
+    pub unclosed: Vec<RelPath>,
     /// Changed while they were read; to be looked at again later.
     pub busy: Vec<RelPath>,
     /// On their way to the hub already.
@@ -76,12 +81,14 @@ impl Findings {
         self.looked_at.append(&mut later.looked_at);
         self.troubles.append(&mut later.troubles);
         self.large.append(&mut later.large);
+        self.unclosed.append(&mut later.unclosed);
         self.busy.append(&mut later.busy);
         self.gathered.append(&mut later.gathered);
     }
 
     fn len(&self) -> usize {
-        self.found.len() + self.untracked.len() + self.looked_at.len() + self.troubles.len() + self.large.len() + self.busy.len()
+        let paths = [&self.untracked, &self.large, &self.unclosed, &self.busy].map(Vec::len);
+        self.found.len() + self.looked_at.len() + self.troubles.len() + paths.iter().sum::<usize>()
     }
 }
 
@@ -439,6 +446,11 @@ impl Look<'_> {
             let file = Known::File(KnownFile { looked_at_ns: now_ns(), ..*file });
             self.found(path, file, mark.tell);
             return Seen::Other;
+        }
+        // To read it again and again while it grows, and to send each of its states, would cost more than it is worth.
+        if mark.unclosed == Some(true) && !mark.tell && !self.how.rehash && stat.size > UNCLOSED_BYTES {
+            self.findings.unclosed.push(path.clone());
+            return Seen::Unknown;
         }
         if stat.size > LARGE_BYTES {
             let Some(file) = self.eyes.read_files.take(path, stat).map(Known::File) else {

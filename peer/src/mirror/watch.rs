@@ -45,14 +45,16 @@ pub struct Mark {
     pub written: bool,
     /// Whoever asks wants to hear of it even when it is as it was.
     pub tell: bool,
+    /// Whether somebody who has written to it has not closed it since; `None`: nobody knows.
+    pub unclosed: Option<bool>,
 }
 
 /// Of a file's contents.
-const WRITTEN: Mark = Mark { deep: false, written: true, tell: false };
+const WRITTEN: Mark = Mark { deep: false, written: true, tell: false, unclosed: None };
 /// Of a folder that is new.
-const DEEP: Mark = Mark { deep: true, written: false, tell: false };
+const DEEP: Mark = Mark { deep: true, written: false, tell: false, unclosed: None };
 /// Of a folder that came from elsewhere, or whose watch was away for a while: whatever is in it may have been written, and no event said so.
-const ARRIVED: Mark = Mark { deep: true, written: true, tell: false };
+const ARRIVED: Mark = Mark { deep: true, written: true, tell: false, unclosed: None };
 
 /// What the system tells.
 #[derive(Debug)]
@@ -103,9 +105,15 @@ impl Dirty {
         known.deep |= mark.deep;
         known.written |= mark.written;
         known.tell |= mark.tell;
+        known.unclosed = mark.unclosed.or(known.unclosed);
         if self.paths.len() > DIRTY_PATHS {
             *self = Self::everything();
         }
+    }
+
+    /// What is being written is read as it is.
+    pub fn read_unclosed(&mut self) {
+        self.paths.values_mut().for_each(|mark| mark.unclosed = None);
     }
 
     /// Adds what another one holds.

@@ -46,6 +46,7 @@ use super::{
     chunks::ChunkMap,
     download::{self, Kitchen, Staged, Wanted},
     drift,
+    flight::{self, Stored},
     gather::Gather,
     ignore::Ignored,
     large::ReadFiles,
@@ -53,7 +54,7 @@ use super::{
     root::{COOKIES, Root},
     stage::Stage,
     store::{Rows, Store, StoreError},
-    upload::{self, MadeFile, Source, Stored},
+    upload::{self, MadeFile, Source},
     walk::{self, Ended, Eyes, Findings, How},
     watch::{Dirty, Mark, Watch},
     writers::Writers,
@@ -90,6 +91,10 @@ const HOT: Duration = Duration::from_millis(100);
 const HOT_AT_MOST: Duration = Duration::from_secs(60);
 /// From this try on it is reported.
 const HOT_TRIES: u32 = 3;
+/// A file that is being written is read when nobody has written for so long…
+const UNCLOSED: Duration = Duration::from_secs(2);
+/// …or it was found to be so long ago: then what it holds goes up as it is.
+const UNCLOSED_AT_MOST: Duration = Duration::from_secs(10);
 /// Uploads go in two lanes, so that a small edit does not wait for a large file.
 const SMALL: usize = 0;
 const LARGE: usize = 1;
@@ -102,7 +107,7 @@ const TROUBLES: usize = 10_000;
 /// Changes in one frame; a fold may be longer than a batch.
 const FRAME_OPS: usize = limits::BATCH_OPS * 8;
 /// How to look at what the engine or an upload asks about: it wants an answer.
-const LOOK: Mark = Mark { deep: false, written: true, tell: true };
+const LOOK: Mark = Mark { deep: false, written: true, tell: true, unclosed: None };
 /// The question that is ours, and not the engine's.
 const ROOT_QUESTION: u64 = 1 << 63;
 
@@ -266,6 +271,13 @@ struct Hot {
     due: bool,
 }
 
+/// A file that is being written.
+#[derive(Debug)]
+struct Unclosed {
+    since: Instant,
+    read_at: Instant,
+}
+
 /// A barrier on its way.
 #[derive(Debug)]
 struct Barrier {
@@ -368,6 +380,7 @@ pub struct Workspace {
 
     troubles: BTreeMap<String, walk::Trouble>,
     hot: BTreeMap<RelPath, Hot>,
+    unclosed: BTreeMap<RelPath, Unclosed>,
     barriers: Vec<Barrier>,
     followers: Vec<(u64, oneshot::Sender<()>)>,
     checks: Vec<Check>,
@@ -451,6 +464,7 @@ impl Workspace {
             in_write: Vec::new(),
             troubles: BTreeMap::new(),
             hot: BTreeMap::new(),
+            unclosed: BTreeMap::new(),
             barriers: Vec::new(),
             followers: Vec::new(),
             checks: Vec::new(),

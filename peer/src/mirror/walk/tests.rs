@@ -58,8 +58,8 @@ fn said(findings: Findings) -> Vec<String> {
     said
 }
 
-const DEEP: Mark = Mark { deep: true, written: false, tell: false };
-const WRITTEN: Mark = Mark { deep: false, written: true, tell: false };
+const DEEP: Mark = Mark { deep: true, written: false, tell: false, unclosed: None };
+const WRITTEN: Mark = Mark { deep: false, written: true, tell: false, unclosed: None };
 
 #[test]
 fn only_what_changed_is_found_again() {
@@ -90,11 +90,25 @@ fn who_asks_is_answered_although_nothing_changed() {
     let bench = Bench::new();
     bench.write("d/f", "1");
     bench.everything();
-    let ask = Mark { deep: false, written: true, tell: true };
+    let ask = Mark { tell: true, ..WRITTEN };
     assert_eq!(bench.at("d/f", ask), ["+d/f"]);
     assert_eq!(bench.at("d", ask), ["+d"]);
     assert_eq!(bench.at("nothing", ask), ["-nothing"]);
     assert!(bench.at("nothing", WRITTEN).is_empty());
+}
+
+#[test]
+fn what_is_being_written_is_not_read_unless_it_is_short_or_somebody_asks() {
+    let bench = Bench::new();
+    let writing = Mark { unclosed: Some(true), ..WRITTEN };
+    bench.write("log", "a line");
+    bench.write("long", &"x".repeat(UNCLOSED_BYTES as usize + 1));
+    assert_eq!(bench.at("log", writing), ["+log"]);
+    assert!(bench.at("long", writing).is_empty());
+    assert_eq!(bench.at("long", Mark { tell: true, ..writing }), ["+long"]);
+    bench.write("long", &"y".repeat(UNCLOSED_BYTES as usize + 1));
+    assert!(bench.at("long", writing).is_empty());
+    assert_eq!(bench.at("long", Mark { unclosed: Some(false), ..WRITTEN }), ["+long"]);
 }
 
 #[test]

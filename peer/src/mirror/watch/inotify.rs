@@ -190,13 +190,16 @@ fn say(error: Errno, tell: &impl Fn(Heard<'_>)) {
 
 fn mark_of(what: ReadFlags, is_folder: bool) -> Option<Mark> {
     if what.intersects(ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO) {
-        return Some(if is_folder { ARRIVED } else { Mark::default() });
+        return Some(if is_folder { ARRIVED } else { Mark { unclosed: Some(false), ..Mark::default() } });
     }
     if what.contains(ReadFlags::CREATE) {
         return Some(if is_folder { DEEP } else { WRITTEN });
     }
-    if what.intersects(ReadFlags::MODIFY | ReadFlags::CLOSE_WRITE) {
-        return Some(WRITTEN);
+    if what.contains(ReadFlags::CLOSE_WRITE) {
+        return Some(Mark { unclosed: Some(false), ..WRITTEN });
+    }
+    if what.contains(ReadFlags::MODIFY) {
+        return Some(Mark { unclosed: Some(true), ..WRITTEN });
     }
     what.intersects(ReadFlags::ATTRIB | ReadFlags::DELETE).then(Mark::default)
 }

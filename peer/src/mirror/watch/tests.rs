@@ -10,6 +10,9 @@ fn note(shared: &Shared, folder: &str, name: &[u8], mark: Mark) {
     shared.hear(Heard::Name { folder, name, mark });
 }
 
+/// Only Linux says so.
+const CLOSED: Option<bool> = if cfg!(target_os = "linux") { Some(false) } else { None };
+
 /// A folder that is watched.
 struct Bench {
     dir: tempfile::TempDir,
@@ -117,12 +120,29 @@ fn writing_marks_and_reading_does_not() {
     let bench = Bench::new();
     bench.folder("a");
     bench.write("a/f");
-    assert_eq!(bench.all().paths[&path("a/f")], WRITTEN);
+    assert_eq!(bench.all().paths[&path("a/f")], Mark { unclosed: CLOSED, ..WRITTEN });
     fs::read(bench.dir.path().join("a/f")).unwrap();
     fs::read_dir(bench.dir.path().join("a")).unwrap().for_each(drop);
     assert_eq!(bench.all().paths.keys().collect::<Vec<_>>(), [&path("the last of all")]);
     fs::remove_file(bench.dir.path().join("a/f")).unwrap();
     assert_eq!(bench.all().paths[&path("a/f")], Mark::default());
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_is_written_is_unclosed_until_it_is_closed_or_another_takes_its_place() {
+    use std::io::Write as _;
+    let bench = Bench::new();
+    let mut file = fs::File::create(bench.dir.path().join("f")).unwrap();
+    file.write_all(b"x").unwrap();
+    assert_eq!(bench.all().paths[&path("f")].unclosed, Some(true));
+    fs::rename(bench.dir.path().join("f"), bench.dir.path().join("g")).unwrap();
+    let heard = bench.all();
+    assert_eq!([heard.paths[&path("f")].unclosed, heard.paths[&path("g")].unclosed], [Some(false); 2]);
+    file.write_all(b"x").unwrap();
+    assert_eq!(bench.all().paths[&path("g")].unclosed, Some(true));
+    drop(file);
+    assert_eq!(bench.all().paths[&path("g")].unclosed, Some(false));
 }
 
 #[test]

@@ -77,6 +77,9 @@ impl Workspace {
                 }
                 let touched = self.watch.take();
                 self.dirty.add(touched);
+                // Who waits for what was written waits for what is there now.
+                self.dirty.read_unclosed();
+                self.look_at_unclosed(|_| true);
                 // A look that goes on now may have passed what is dirty.
                 let under_way = u64::from(matches!(self.lane, Lane::Looking(_)));
                 let needed = if self.dirty.is_empty() { under_way } else { under_way + 1 };

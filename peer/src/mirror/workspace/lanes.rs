@@ -232,7 +232,7 @@ impl Workspace {
 
     pub(super) fn looked(&mut self, findings: Findings, ended: Result<(), Ended>) {
         let Lane::Looking(how) = std::mem::replace(&mut self.lane, Lane::Free) else { return };
-        let Findings { mut found, untracked, looked_at, troubles, large, busy, gathered } = findings;
+        let Findings { mut found, untracked, looked_at, troubles, large, unclosed, busy, gathered } = findings;
         match ended {
             Ok(()) => {}
             Err(Ended::Stopped) => return,
@@ -258,9 +258,13 @@ impl Workspace {
         let hot = std::mem::take(&mut self.hot);
         self.hot = hot
             .into_iter()
-            .filter(|(path, _)| busy.contains(path) || large.contains(path) || !looked_at.contains(&path.to_string()))
+            .filter(|(path, _)| {
+                [&busy, &large, &unclosed].iter().any(|still| still.contains(path)) || !looked_at.contains(&path.to_string())
+            })
             .collect();
         busy.into_iter().for_each(|path| self.is_hot(path));
+        self.unclosed.retain(|path, _| unclosed.contains(path) || !looked_at.iter().any(|looked| looked == path.as_str()));
+        unclosed.into_iter().for_each(|path| self.is_unclosed(path));
         self.checks.iter_mut().for_each(|check| check.looked = true);
         if how.all && found.is_empty() {
             // That nothing has changed is news to an engine that has just begun.
@@ -311,6 +315,20 @@ impl Workspace {
                 self.troubles.insert(trouble.path.clone(), trouble);
             }
         }
+    }
+
+    /// It is being written: what it holds may be half of something.
+    fn is_unclosed(&mut self, path: RelPath) {
+        let now = Instant::now();
+        let unclosed = self.unclosed.entry(path).or_insert(Unclosed { since: now, read_at: now });
+        unclosed.read_at = (now + UNCLOSED).min(unclosed.since + UNCLOSED_AT_MOST);
+    }
+
+    /// Reads what is being written as it is.
+    pub(super) fn look_at_unclosed(&mut self, is_due: impl Fn(Instant) -> bool) -> bool {
+        let due: Vec<_> = self.unclosed.extract_if(.., |_, unclosed| is_due(unclosed.read_at)).collect();
+        due.iter().for_each(|(path, _)| self.dirty.mark(path.clone(), LOOK));
+        !due.is_empty()
     }
 
     /// It changes faster than it can be read: it alone is looked at more and more seldom.

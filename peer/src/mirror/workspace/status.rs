@@ -24,6 +24,7 @@ impl Workspace {
             && self.dirty.is_empty()
             && self.untracked.is_empty()
             && !self.reads_large_files()
+            && self.unclosed.is_empty()
             && self.lane == Lane::Free
     }
 

@@ -15,12 +15,14 @@ impl Workspace {
             _ => None,
         });
         let hot = self.hot.values().map(|hot| hot.again_at);
+        let unclosed = self.unclosed.values().map(|unclosed| unclosed.read_at);
         let settle = self.watch.settles_at().filter(|_| free);
         let unwatched = (self.watch.unwatched() > 0).then_some(self.unwatched_at);
         let gone = self.root_gone.then(|| now + GONE);
         let status = (self.stale && self.stream.is_some()).then_some(self.status_at);
         let persist = self.persist_at.filter(|_| self.writing.is_none());
-        let times = cookies.chain(persist).chain(hot).chain(engine).chain(settle).chain(unwatched).chain(gone).chain(status);
+        let times =
+            cookies.chain(persist).chain(hot).chain(unclosed).chain(engine).chain(settle).chain(unwatched).chain(gone).chain(status);
         times.min().unwrap_or(now + Duration::from_secs(60))
     }
 
@@ -39,6 +41,7 @@ impl Workspace {
                 self.dirty.mark(path.clone(), LOOK);
             }
         }
+        happened |= self.look_at_unclosed(|read_at| read_at <= now);
         if self.watch.unwatched() > 0 && self.unwatched_at <= now {
             self.unwatched_at = now + UNWATCHED;
             self.watch.mark_unwatched();

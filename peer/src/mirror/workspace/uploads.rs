@@ -70,7 +70,7 @@ impl Workspace {
                     let _ = tell.send(Event::Stored(stored)).await;
                 }
             };
-            tokio::join!(upload::store(chunks, asker, receive, stored), pass);
+            tokio::join!(flight::store(chunks, asker, receive, stored), pass);
             let _ = tell.send(end).await;
         });
         made

@@ -161,6 +161,47 @@ async fn many_files_at_once_are_all_found_although_the_events_run_over() {
 }
 
 #[tokio::test]
+async fn a_long_file_goes_up_when_it_is_closed_and_not_piece_by_piece() {
+    use std::io::Write as _;
+    let hub = Hub::new();
+    let a = Node::attached(&hub);
+    hub.converge(&[&a]).await;
+    let mut file = std::fs::File::create(a.path("long")).unwrap();
+    for piece in 0..5 {
+        file.write_all(&noise(piece, 2 << 20)).unwrap();
+        tokio::time::sleep(Duration::from_millis(150)).await;
+    }
+    assert_eq!(hub.get("long").map_or(0, |entry| entry.size()), 0, "half of it is nothing to anybody");
+    drop(file);
+    hub.until("all of it", |state| (state.tree.get(&"long".parse().unwrap())?.size() == 10 << 20).then_some(())).await;
+    assert!(hub.proposals() <= 2, "{} proposals", hub.proposals());
+}
+
+#[tokio::test]
+async fn who_waits_for_what_a_task_wrote_has_it_although_the_file_is_open() {
+    use std::io::Write as _;
+    let hub = Hub::new();
+    let a = Node::attached(&hub);
+    hub.converge(&[&a]).await;
+    let mut file = std::fs::File::create(a.path("long")).unwrap();
+    let size = |state: &HubState| state.tree.get(&"long".parse().unwrap()).map_or(0, Entry::size);
+    for piece in 1..=3 {
+        file.write_all(&noise(piece, 2 << 20)).unwrap();
+        if piece == 2 {
+            // It is known to be open by now.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+        a.mirror.after_task(&hub.session, &task(piece)).await;
+        assert_eq!(size(&hub.state.lock().unwrap()), piece * (2 << 20));
+    }
+    file.write_all(b"the end").unwrap();
+    let begun = std::time::Instant::now();
+    hub.until("what nobody goes on with", |state| (size(state) == 3 * (2 << 20) + 7).then_some(())).await;
+    assert!(begun.elapsed() > Duration::from_secs(1), "it was waited for");
+    hub.converge(&[&a]).await;
+}
+
+#[tokio::test]
 async fn a_file_that_never_rests_holds_nobody_up() {
     let hub = Hub::new();
     let (a, b) = (Node::attached(&hub), Node::attached(&hub));
