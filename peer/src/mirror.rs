@@ -28,6 +28,7 @@ pub mod gather;
 pub mod ignore;
 pub mod large;
 mod lists;
+mod plan;
 pub mod read;
 pub mod root;
 pub mod sealers;

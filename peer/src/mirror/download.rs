@@ -1,16 +1,16 @@
 //! Contents on their way from the hub: looked for on this disk, fetched, opened, and put together in the stage.
 //!
-//! Nothing is fetched that lies here already: a file with the same contents is copied, and a large file is put together from what its last version has and from
-//! the chunks that it has not. Chunks come in the order in which they are needed, so a file of any size passes through a few of them. Whatever it was made
+//! Nothing is fetched that lies here already: a file with the same contents is copied, and a large file is put together from what its last version has, or another large file when much would
+//! be fetched, and from the chunks that they have not. When that fails, because what lies here is not what it is taken for, everything is fetched. Chunks come in the order in which they are needed, so a file of any size passes through a few of them. Whatever it was made
 //! of, a staged file has the hash that was announced, or is no staged file.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::HashSet,
     fs::File,
     io::{self, Read as _},
     os::unix::fs::FileExt as _,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -32,9 +32,10 @@ use tokio::sync::mpsc;
 
 use super::{
     apply::Failed,
-    cache::{Cache, Known},
+    cache::Cache,
     chunks::{ChunkMap, Cut},
     flight::offline,
+    plan::{Piece, Plan, Step},
     read::BUFFER_BYTES,
     root::Root,
     stage::Stage,
@@ -47,6 +48,8 @@ const QUEUE: usize = 8;
 const AHEAD: usize = 8;
 /// So much of a large file is brought to the disk while the rest comes.
 const SYNC_BYTES: u64 = 64 * 1024 * 1024;
+/// The trouble of contents that are not what they were to be.
+const CHANGED: &str = "changed";
 /// Chunks named in one request.
 const REQUEST: usize = 1_024;
 
@@ -63,6 +66,22 @@ pub struct Kitchen {
     pub stage: Arc<Stage>,
     /// Of the session.
     pub keys: Arc<Keys>,
+    /// Contents that could not be put together from what lies here.
+    pub afresh: Arc<Mutex<HashSet<[u8; 32]>>>,
+}
+
+impl Kitchen {
+    pub(super) fn afresh(&self) -> MutexGuard<'_, HashSet<[u8; 32]>> {
+        self.afresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was put together from what lies here, or was not because that is something else.
+    fn learn(&self, wanted: &Wanted, staged: &Result<Staged, Trouble>) {
+        match staged {
+            Ok(_) => self.afresh().remove(&wanted.content.hash),
+            Err(trouble) => trouble.code == CHANGED && self.afresh().insert(wanted.content.hash),
+        };
+    }
 }
 
 /// A file that is wanted.
@@ -168,73 +187,7 @@ fn part<'a>(plain: &'a [u8], span: &Span) -> Result<&'a [u8], Trouble> {
         .ok_or_else(|| Trouble { code: "bad_chunk".into(), message: "a chunk is shorter than the file says".into() })
 }
 
-/// Where a piece of a file comes from.
-#[derive(Debug, Clone)]
-enum Piece {
-    /// From the file's last version on this disk.
-    Local { offset: u64, cut: Cut },
-    /// From a chunk that comes now.
-    Next(Span),
-    /// From the chunk that came last.
-    Last(Span),
-}
-
-/// A step of putting files together. Steps take chunks in their order.
-#[derive(Debug)]
-enum Step {
-    /// One chunk, and all small files that lie in it.
-    Bundle(Sid, Vec<(usize, Span)>),
-    /// A file of several pieces.
-    File { at: usize, pieces: Vec<Piece>, old: Option<RelPath> },
-    /// A file that lies here under another path.
-    Copy { at: usize, from: RelPath, spans: Vec<Span> },
-}
-
-struct Plan {
-    wanted: Vec<Wanted>,
-    steps: Vec<Step>,
-    outcomes: Vec<Option<Result<Staged, Trouble>>>,
-}
-
 impl Plan {
-    fn new(kitchen: &Kitchen, files: Vec<(Wanted, Result<Vec<Span>, Trouble>)>) -> Self {
-        let here = contents_here(kitchen, &files);
-        let mut bundles: BTreeMap<Sid, Vec<(usize, Span)>> = BTreeMap::new();
-        let mut plan = Self { wanted: Vec::new(), steps: Vec::new(), outcomes: Vec::new() };
-        for (at, (wanted, spans)) in files.into_iter().enumerate() {
-            let left = kitchen.stage.take_left(&wanted.content.hash);
-            let mut outcome = None;
-            match (left, spans) {
-                (_, Err(trouble)) => outcome = Some(Err(trouble)),
-                (Some(name), _) => outcome = Some(Ok(Staged { name, map: None })),
-                (None, Ok(spans)) => match (here.get(&wanted.content.hash), spans.as_slice()) {
-                    (Some(from), _) => plan.steps.push(Step::Copy { at, from: from.clone(), spans }),
-                    (None, [span]) => bundles.entry(span.sid).or_default().push((at, *span)),
-                    (None, spans) => plan.steps.push(plan_file(kitchen, at, &wanted, spans)),
-                },
-            }
-            plan.wanted.push(wanted);
-            plan.outcomes.push(outcome);
-        }
-        plan.steps.extend(bundles.into_iter().map(|(sid, files)| Step::Bundle(sid, files)));
-        plan
-    }
-
-    /// The chunks, in the order in which they are needed.
-    fn sids(&self) -> Vec<Sid> {
-        let mut sids = Vec::new();
-        for step in &self.steps {
-            match step {
-                Step::Bundle(sid, _) => sids.push(*sid),
-                Step::File { pieces, .. } => {
-                    sids.extend(pieces.iter().filter_map(|piece| if let Piece::Next(span) = piece { Some(span.sid) } else { None }));
-                }
-                Step::Copy { .. } => {}
-            }
-        }
-        sids
-    }
-
     fn carry_out(self, kitchen: &Kitchen, receive: mpsc::Receiver<Result<Found, ChunkError>>) -> Vec<Result<Staged, Trouble>> {
         let Self { wanted, steps, mut outcomes } = self;
         let mut cook = Cook { kitchen, opener: Opener::new(kitchen.keys.clone()), receive, failed: None, buffer: Vec::new() };
@@ -247,51 +200,20 @@ impl Plan {
                         outcomes[at] = Some(plain.and_then(|plain| cook.small(&wanted[at], part(&plain, &span)?)));
                     }
                 }
-                Step::File { at, pieces, old } => outcomes[at] = Some(cook.file(&wanted[at], &pieces, old.as_ref())),
-                Step::Copy { at, from, spans } => outcomes[at] = Some(cook.copy(&wanted[at], &from, &spans)),
+                Step::File { at, pieces, donors } => {
+                    let staged = cook.file(&wanted[at], &pieces, &donors);
+                    kitchen.learn(&wanted[at], &staged);
+                    outcomes[at] = Some(staged);
+                }
+                Step::Copy { at, from, spans } => {
+                    let staged = cook.copy(&wanted[at], &from, &spans);
+                    kitchen.learn(&wanted[at], &staged);
+                    outcomes[at] = Some(staged);
+                }
             }
         }
         outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(|| Err(offline(ChunkError::Lost)))).collect()
     }
-}
-
-/// Wanted contents that some file on this disk has.
-fn contents_here(kitchen: &Kitchen, files: &[(Wanted, Result<Vec<Span>, Trouble>)]) -> HashMap<[u8; 32], RelPath> {
-    let cache = kitchen.cache.lock().unwrap_or_else(PoisonError::into_inner);
-    let wanted: HashSet<[u8; 32]> = files.iter().map(|(wanted, _)| wanted.content.hash).filter(|content| cache.may_hold(content)).collect();
-    if wanted.is_empty() {
-        return HashMap::new();
-    }
-    let files = cache.iter().filter_map(|(path, known)| if let Known::File(file) = known { Some((path, file)) } else { None });
-    files
-        .filter(|(_, file)| file.stat.size > 0 && wanted.contains(&file.content))
-        .map(|(path, file)| (file.content, path.clone()))
-        .collect()
-}
-
-fn plan_file(kitchen: &Kitchen, at: usize, wanted: &Wanted, spans: &[Span]) -> Step {
-    let old = {
-        let cache = kitchen.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        cache.file(&wanted.path).map(|file| file.content)
-    };
-    let map = old.and_then(|content| kitchen.store.map(&content)).unwrap_or_default();
-    let mut offset = 0;
-    let mut have: HashMap<(Sid, u32, u32), (u64, Cut)> = HashMap::new();
-    for cut in &map.0 {
-        have.insert((cut.sid, cut.offset, cut.length), (offset, *cut));
-        offset += u64::from(cut.length);
-    }
-    let mut last = None;
-    let piece = |span: &Span| match have.get(&(span.sid, span.offset, span.length)) {
-        Some((offset, cut)) => Piece::Local { offset: *offset, cut: *cut },
-        None if last == Some(span.sid) => Piece::Last(*span),
-        None => {
-            last = Some(span.sid);
-            Piece::Next(*span)
-        }
-    };
-    let pieces = spans.iter().map(piece).collect();
-    Step::File { at, pieces, old: (!have.is_empty()).then(|| wanted.path.clone()) }
 }
 
 struct Cook<'a> {
@@ -320,11 +242,12 @@ impl Cook<'_> {
     fn small(&self, wanted: &Wanted, bytes: &[u8]) -> Result<Staged, Trouble> {
         let mut target = Target::begin(&self.kitchen.stage, wanted)?;
         target.write(bytes).map_err(|error| io_trouble(&error))?;
-        target.complete(wanted, None)
+        target.complete(wanted, blake3::hash(bytes), None)
     }
 
     fn copy(&mut self, wanted: &Wanted, from: &RelPath, spans: &[Span]) -> Result<Staged, Trouble> {
         let mut target = Target::begin(&self.kitchen.stage, wanted)?;
+        let mut hasher = blake3::Hasher::new();
         self.buffer.resize(BUFFER_BYTES, 0);
         let copied = (|| {
             let (folder, name) = self.kitchen.root.place(from)?;
@@ -332,37 +255,42 @@ impl Cook<'_> {
             loop {
                 match file.read(&mut self.buffer)? {
                     0 => return Ok::<_, io::Error>(()),
-                    read => target.write(&self.buffer[..read])?,
+                    read => {
+                        hasher.update(&self.buffer[..read]);
+                        target.write(&self.buffer[..read])?;
+                    }
                 }
             }
         })();
         copied.map_err(|error| io_trouble(&error))?;
         let map = if spans.len() > 1 { self.kitchen.store.map(&wanted.content.hash) } else { None };
-        target.complete(wanted, map)
+        target.complete(wanted, hasher.finalize(), map)
     }
 
-    fn file(&mut self, wanted: &Wanted, pieces: &[Piece], old: Option<&RelPath>) -> Result<Staged, Trouble> {
+    fn file(&mut self, wanted: &Wanted, pieces: &[Piece], donors: &[RelPath]) -> Result<Staged, Trouble> {
         let target = Target::begin(&self.kitchen.stage, wanted)?;
-        let old = old.and_then(|path| {
+        let open = |path: &RelPath| {
             let (folder, name) = self.kitchen.root.place(path).ok()?;
             folder.read(name).ok()
-        });
+        };
+        let donors: Vec<Option<File>> = donors.iter().map(open).collect();
         let (put, bytes) = sync_channel(AHEAD);
-        // What was opened is hashed and written beside what is opened.
+        // What was opened and hashed is written beside what is opened.
         let (taken, target) = thread::scope(|scope| {
             let writer = thread::Builder::new().name("write".into()).spawn_scoped(scope, move || target.write_all(bytes));
-            let taken = self.pieces(pieces, old.as_ref(), put);
+            let taken = self.pieces(pieces, &donors, put);
             let ended = || io::Error::other("its writer has ended");
             (taken, writer.and_then(|writer| writer.join().unwrap_or_else(|_| Err(ended()))))
         });
-        let map = taken?;
+        let (map, hash) = taken?;
         let target = target.map_err(|error| io_trouble(&error))?;
-        target.complete(wanted, (pieces.len() > 1).then_some(map))
+        target.complete(wanted, hash, (pieces.len() > 1).then_some(map))
     }
 
-    /// Hands the bytes of the pieces on, in their order. When nobody takes them any more, whoever did says why.
-    fn pieces(&mut self, pieces: &[Piece], old: Option<&File>, put: SyncSender<Bytes>) -> Result<ChunkMap, Trouble> {
+    /// Hands the bytes of the pieces on, in their order, and hashes them. When nobody takes them any more, whoever did says why.
+    fn pieces(&mut self, pieces: &[Piece], donors: &[Option<File>], put: SyncSender<Bytes>) -> Result<(ChunkMap, blake3::Hash), Trouble> {
         let mut map = ChunkMap::default();
+        let mut hasher = blake3::Hasher::new();
         let mut last = Bytes::new();
         let mut trouble = None;
         for piece in pieces {
@@ -374,18 +302,21 @@ impl Cook<'_> {
                 }),
                 _ if trouble.is_some() => continue,
                 Piece::Last(span) => piece_of(&last, span),
-                Piece::Local { offset, cut } => local(old, *offset, cut.length).map(|bytes| (bytes, *cut)),
+                Piece::Local { donor, offset, cut } => {
+                    local(donors.get(*donor).and_then(Option::as_ref), *offset, cut.length).map(|bytes| (bytes, *cut))
+                }
             };
             match taken {
                 Ok((bytes, cut)) if trouble.is_none() => {
                     map.0.push(cut);
+                    hasher.update(&bytes);
                     let _ = put.send(bytes);
                 }
                 Ok(_) => {}
                 Err(error) => trouble = trouble.or(Some(error)),
             }
         }
-        trouble.map_or(Ok(map), Err)
+        trouble.map_or_else(|| Ok((map, hasher.finalize())), Err)
     }
 }
 
@@ -398,13 +329,13 @@ fn piece_of(plain: &Bytes, span: &Span) -> Result<(Bytes, Cut), Trouble> {
 
 fn local(old: Option<&File>, offset: u64, length: u32) -> Result<Bytes, Trouble> {
     let mut bytes = vec![0; length as usize];
-    let gone = || io::Error::other("the last version is gone from the disk");
+    let gone = || io::Error::other("what it was to be made of is gone from the disk");
     old.ok_or_else(gone).and_then(|old| old.read_exact_at(&mut bytes, offset)).map_err(|error| changed(&error))?;
     Ok(bytes.into())
 }
 
 fn changed(error: &io::Error) -> Trouble {
-    Trouble { code: "changed".into(), message: format!("what it was to be made of has changed: {error}") }
+    Trouble { code: CHANGED.into(), message: format!("what it was to be made of has changed: {error}") }
 }
 
 /// The disk's error, for people.
@@ -449,7 +380,6 @@ struct Target<'a> {
     stage: &'a Stage,
     name: String,
     file: File,
-    hasher: blake3::Hasher,
     size: u64,
     /// The file ends with zeroes that were not written.
     hole: bool,
@@ -459,11 +389,10 @@ struct Target<'a> {
 impl<'a> Target<'a> {
     fn begin(stage: &'a Stage, wanted: &Wanted) -> Result<Self, Trouble> {
         let (name, file) = stage.begin(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
-        Ok(Self { stage, name, file, hasher: blake3::Hasher::new(), size: 0, hole: false, done: false })
+        Ok(Self { stage, name, file, size: 0, hole: false, done: false })
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.hasher.update(bytes);
         // Whole chunks of zeroes stay holes.
         self.hole = bytes.len() >= limits::CHUNK_BYTES / 16 && bytes.iter().all(|byte| *byte == 0);
         if !self.hole {
@@ -491,11 +420,11 @@ impl<'a> Target<'a> {
         Ok(self)
     }
 
-    fn complete(mut self, wanted: &Wanted, map: Option<ChunkMap>) -> Result<Staged, Trouble> {
-        let hash = *self.hasher.finalize().as_bytes();
-        if (self.size, hash) != (wanted.content.size, wanted.content.hash) {
+    /// `hash`: BLAKE3 of all that was written.
+    fn complete(mut self, wanted: &Wanted, hash: blake3::Hash, map: Option<ChunkMap>) -> Result<Staged, Trouble> {
+        if (self.size, hash.as_bytes()) != (wanted.content.size, &wanted.content.hash) {
             let message = "its pieces do not come to the contents that were announced".into();
-            return Err(Trouble { code: "changed".into(), message });
+            return Err(Trouble { code: CHANGED.into(), message });
         }
         let completed = if self.hole { self.file.set_len(self.size) } else { Ok(()) };
         completed.map_err(|error| io_trouble(&error))?;
@@ -509,5 +438,165 @@ impl Drop for Target<'_> {
         if !self.done {
             self.stage.discard(&self.name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::HashMap,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use cortex_runtime::chunk::BoxFuture;
+    use cortex_wire::{
+        id::SessionId,
+        mirror::seal::{Sealed, Sealer},
+    };
+
+    use super::*;
+    use crate::mirror::{
+        cache::{Known, KnownFile},
+        read,
+        store::Rows,
+        walk::now_ns,
+    };
+
+    /// Has these, and counts what is fetched of them.
+    #[derive(Default)]
+    struct Chunks {
+        held: HashMap<Sid, Sealed>,
+        fetched: AtomicUsize,
+    }
+
+    impl ChunkSource for Chunks {
+        fn fetch(&self, _: Asker, sids: Vec<Sid>, found: mpsc::Sender<Found>) -> BoxFuture<'_, Result<(), ChunkError>> {
+            Box::pin(async move {
+                for sid in sids {
+                    self.fetched.fetch_add(1, Ordering::Relaxed);
+                    let _ = found.send(Found { sid, chunk: self.held.get(&sid).cloned() }).await;
+                }
+                Ok(())
+            })
+        }
+
+        fn store(&self, _: Asker, _: mpsc::Receiver<Sealed>) -> BoxFuture<'_, Result<u64, ChunkError>> {
+            Box::pin(async { Err(ChunkError::Failed) })
+        }
+
+        fn missing(&self, _: Asker, _: Vec<Sid>) -> BoxFuture<'_, Result<Vec<Sid>, ChunkError>> {
+            Box::pin(async { Err(ChunkError::Failed) })
+        }
+    }
+
+    struct Bench {
+        _dir: tempfile::TempDir,
+        kitchen: Kitchen,
+        chunks: Chunks,
+    }
+
+    const SESSION: [u8; 10] = [3; 10];
+
+    impl Bench {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let session = SessionId::new(1, SESSION);
+            let root = Root::open(dir.path(), &session).unwrap();
+            let (stage, _) = Stage::open(&root, 0, |_| false).unwrap();
+            let mut keys = Keys::new(session);
+            keys.insert(1, &[1; 32]);
+            let store = Store::open(&dir.path().join("state")).unwrap().0;
+            let kitchen = Kitchen {
+                root: root.into(),
+                cache: Arc::default(),
+                store: store.into(),
+                stage: stage.into(),
+                keys: keys.into(),
+                afresh: Arc::default(),
+            };
+            Self { _dir: dir, kitchen, chunks: Chunks::default() }
+        }
+
+        /// A content of these pieces, whose chunks the network has.
+        fn content(&mut self, pieces: &[&[u8]]) -> (Content, ChunkMap) {
+            let mut sealer = Sealer::new(self.kitchen.keys.clone());
+            let mut map = ChunkMap::default();
+            for piece in pieces {
+                let sealed = sealer.seal(piece).unwrap();
+                map.0.push(Cut { length: piece.len() as u32, plain: *blake3::hash(piece).as_bytes(), sid: sealed.sid(), offset: 0 });
+                self.chunks.held.insert(sealed.sid(), sealed);
+            }
+            let spans = map.0.iter().map(|cut| Span { sid: cut.sid, offset: 0, length: cut.length }).collect();
+            let bytes = pieces.concat();
+            (Content { size: bytes.len() as u64, hash: *blake3::hash(&bytes).as_bytes(), depth: 0, spans }, map)
+        }
+
+        /// A file that lies here, and is known to be cut like that.
+        async fn lies_here(&mut self, path: &str, pieces: &[&[u8]]) {
+            let (content, map) = self.content(pieces);
+            std::fs::write(self.kitchen.root.path().join(path), pieces.concat()).unwrap();
+            let contents = read::hash(self.kitchen.root.top(), path, &mut vec![0; BUFFER_BYTES]).unwrap();
+            self.kitchen.cache.lock().unwrap().set(&path.parse().unwrap(), Some(Known::File(KnownFile::new(&contents, now_ns()))));
+            let mut rows = Rows::default();
+            rows.map(&content.hash, Some(&map));
+            self.kitchen.store.write(rows).await.unwrap().unwrap();
+        }
+
+        /// How many chunks were fetched for a file, which is what it is to be, or why it is not there.
+        async fn fetch(&mut self, path: &str, content: &Content) -> Result<usize, String> {
+            let wanted = Wanted { path: path.parse().unwrap(), content: content.clone(), executable: false };
+            let asker = Asker { session: SessionId::new(1, SESSION), node: None };
+            let chunks = Arc::new(std::mem::take(&mut self.chunks));
+            let staged = fetch(&self.kitchen, chunks.clone(), asker, vec![wanted]).await.pop().unwrap();
+            self.chunks = Arc::into_inner(chunks).unwrap();
+            let fetched = std::mem::take(self.chunks.fetched.get_mut());
+            let staged = staged.map_err(|trouble| trouble.code)?;
+            let there = read::hash(self.kitchen.stage.folder_of(&staged.name), &staged.name, &mut vec![0; BUFFER_BYTES]).unwrap();
+            assert_eq!((there.size, there.hash), (content.size, content.hash));
+            self.kitchen.stage.discard(&staged.name);
+            Ok(fetched)
+        }
+    }
+
+    fn noise(seed: u8, bytes: usize) -> Vec<u8> {
+        let mut noise = vec![0; bytes];
+        blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut noise);
+        noise
+    }
+
+    #[tokio::test]
+    async fn what_other_large_files_have_is_not_fetched() {
+        let mut bench = Bench::new();
+        let (one, two) = (noise(1, 12 << 20), noise(2, 6 << 20));
+        let (one, two): (Vec<&[u8]>, Vec<&[u8]>) = (one.chunks(200_000).collect(), two.chunks(200_000).collect());
+        bench.lies_here("one", &one).await;
+        bench.lies_here("two", &two).await;
+        let head: &[u8] = b"new in front of what both have";
+        let (content, _) = bench.content(&[&[head], &two[..], &one[..]].concat());
+        assert_eq!(bench.fetch("three", &content).await, Ok(1));
+        let (short, _) = bench.content(&[&[head], &one[..20]].concat());
+        assert_eq!(bench.fetch("four", &short).await, Ok(21), "it is not searched for what is fetched as soon");
+        assert_eq!(bench.fetch("one", &short).await, Ok(1), "the last version is looked at whatever the size");
+    }
+
+    #[tokio::test]
+    async fn what_lies_here_and_is_something_else_is_fetched_the_next_time() {
+        let mut bench = Bench::new();
+        let one = noise(1, 12 << 20);
+        let one: Vec<&[u8]> = one.chunks(200_000).collect();
+        bench.lies_here("one", &one).await;
+        let head: &[u8] = b"new";
+        let (content, _) = bench.content(&[&[head], &one[..]].concat());
+        // Nobody heard of it.
+        std::fs::write(bench.kitchen.root.path().join("one"), noise(9, 12 << 20)).unwrap();
+        let (same, _) = bench.content(&one);
+        for (path, content) in [("two", &content), ("one", &content), ("copy", &same)] {
+            assert_eq!(bench.fetch(path, content).await, Err("changed".into()), "{path}");
+            assert_eq!(bench.fetch(path, content).await, Ok(content.spans.len()), "{path}");
+        }
+        std::fs::remove_file(bench.kitchen.root.path().join("one")).unwrap();
+        assert_eq!(bench.fetch("two", &content).await, Err("changed".into()), "it is tried again after it went well");
+        assert_eq!(bench.fetch("two", &content).await, Ok(content.spans.len()));
+        assert!(bench.kitchen.afresh().len() <= 1);
     }
 }

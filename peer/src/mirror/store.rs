@@ -197,6 +197,17 @@ impl Store {
         ChunkMap::decode(row.value())
     }
 
+    /// How all large files are cut of which that is known, whether they are still there or not. Blocks.
+    pub fn each_map(&self, mut each: impl FnMut(&[u8; 32], ChunkMap)) {
+        let Some(rows) = self.database.begin_read().ok().and_then(|transaction| transaction.open_table(ROWS).ok()) else { return };
+        for row in rows.range([MAP].as_slice()..[MAP + 1].as_slice()).into_iter().flatten().flatten() {
+            let content = row.0.value().get(1..).and_then(|content| content.try_into().ok());
+            if let (Some(content), Some(map)) = (content, ChunkMap::decode(row.1.value())) {
+                each(content, map);
+            }
+        }
+    }
+
     /// The file, to be removed when the workspace is detached.
     pub fn path(&self) -> &Path {
         &self.path

@@ -357,6 +357,7 @@ pub struct Workspace {
     dirty: Dirty,
     lists: VecDeque<Vec<Job>>,
     staging: bool,
+    afresh: Arc<Mutex<std::collections::HashSet<[u8; 32]>>>,
     /// What has come together while something else was brought to the disk goes there together.
     written: Ready,
     syncing: bool,
@@ -448,6 +449,7 @@ impl Workspace {
             dirty: Dirty::everything(),
             lists: VecDeque::new(),
             staging: false,
+            afresh: Arc::default(),
             written: Ready::default(),
             syncing: false,
             staged: Ready::default(),

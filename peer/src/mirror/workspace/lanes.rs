@@ -179,6 +179,7 @@ impl Workspace {
             store: self.store.clone(),
             stage: self.stage.clone(),
             keys: self.sealing.clone(),
+            afresh: self.afresh.clone(),
         };
         let asker = Asker { session: self.options.session, node: None };
         let tell = self.tell.clone();
