@@ -63,7 +63,8 @@ impl Workspace {
         if folds {
             let before = if from == 0 { Tree::default() } else { self.tree_at(hub, from).await? };
             let after = self.tree_at(hub, to).await?;
-            frames = difference(key, &after, &op::compact(&before, &after));
+            let differ = move || difference(key, &after, &op::compact(&before, &after));
+            frames = tokio::task::spawn_blocking(differ).await.map_err(content::failed)?;
         }
         self.seal_lists(hub, &mut frames).await?;
         *told = Some(Told { key, at: Instant::now(), frames: frames.clone() });
@@ -90,9 +91,13 @@ impl Workspace {
         if long.is_empty() {
             return Ok(());
         }
-        let mut sealer = Sealer::new(content::keys(hub, self.session).await?);
-        let lists = long.iter().map(|frame| sealer.seal(&frame.batch.clone().unwrap_or_default().encode_to_vec()));
-        let lists = lists.collect::<Result<Vec<_>, _>>().map_err(content::failed)?;
+        let batches: Vec<PackedBatch> = long.iter().filter_map(|frame| frame.batch.clone()).collect();
+        let keys = content::keys(hub, self.session).await?;
+        let seal = move || {
+            let mut sealer = Sealer::new(keys);
+            batches.iter().map(|batch| sealer.seal(&batch.encode_to_vec())).collect::<Result<Vec<_>, _>>()
+        };
+        let lists = tokio::task::spawn_blocking(seal).await.map_err(content::failed)?.map_err(content::failed)?;
         let sids: Vec<_> = lists.iter().map(cortex_wire::mirror::seal::Sealed::sid).collect();
         match content::chunks_of(hub, self).await?.put(lists).await {
             Ok(()) => long.into_iter().zip(sids).for_each(|(frame, sid)| (frame.batch, frame.list) = (None, sid.to_bytes())),

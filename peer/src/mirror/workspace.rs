@@ -38,7 +38,7 @@ use cortex_wire::{
     },
     schema::{self, FromWorkspace, ToWorkspace, WorkspaceOpen, from_workspace, to_workspace},
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::{
     apply::{self, Done, Failed, Hands, Put, Step, Task},
@@ -81,6 +81,9 @@ const UNWATCHED: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Jobs that are staged while others are applied.
 const STAGED: usize = 4_096;
+/// Lists that are on their way to the stage, and how many of them at once: the others are at hand whatever the owner is busy with.
+const STAGING: usize = 4;
+const STAGING_AT_ONCE: usize = 2;
 /// A folder that is gone is looked for this often.
 const GONE: Duration = Duration::from_secs(1);
 /// A cookie's event comes within this time, or everything is looked at.
@@ -203,9 +206,8 @@ enum Event {
     },
     /// The contents of a list of jobs are in the stage, and not on the disk yet.
     Written {
-        jobs: Vec<Job>,
-        tasks: Staging,
-        failed: Vec<(RelPath, Trouble)>,
+        number: u64,
+        list: List,
     },
     Staged {
         jobs: Vec<Job>,
@@ -233,6 +235,14 @@ enum Event {
 
 /// Tasks whose contents are in the stage, and how large files among them are cut.
 type Staging = Vec<(Task, Option<ChunkMap>)>;
+
+/// A list of jobs whose contents were brought to the stage.
+#[derive(Debug)]
+struct List {
+    jobs: Vec<Job>,
+    tasks: Staging,
+    failed: Vec<(RelPath, Trouble)>,
+}
 
 /// Jobs whose contents are in the stage.
 #[derive(Debug, Default)]
@@ -356,7 +366,10 @@ pub struct Workspace {
     /// Looks again although nothing says that it was touched.
     dirty: Dirty,
     lists: VecDeque<Vec<Job>>,
-    staging: bool,
+    /// Lists on their way to the stage by number, in the order in which they are applied: some of them may be there before an earlier one.
+    staging: VecDeque<(u64, Option<List>)>,
+    lists_begun: u64,
+    cooks: Arc<Semaphore>,
     afresh: Arc<Mutex<std::collections::HashSet<[u8; 32]>>>,
     /// What has come together while something else was brought to the disk goes there together.
     written: Ready,
@@ -448,7 +461,9 @@ impl Workspace {
             read_files: Arc::default(),
             dirty: Dirty::everything(),
             lists: VecDeque::new(),
-            staging: false,
+            staging: VecDeque::new(),
+            lists_begun: 0,
+            cooks: Arc::new(Semaphore::new(STAGING_AT_ONCE)),
             afresh: Arc::default(),
             written: Ready::default(),
             syncing: false,

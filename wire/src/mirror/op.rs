@@ -221,6 +221,9 @@ pub fn fitting(ops: &[Op]) -> usize {
 /// Changes that lead from one tree to the other, few of them: what only changed its place moves, a directory goes as a whole. They are
 /// to be made in this order, and each names as parent what it finds then. Costs what differs.
 pub fn compact(before: &Tree, after: &Tree) -> Vec<Op> {
+    if before.is_empty() {
+        return after.iter().map(|(path, entry)| Op::Put { path, parent: None, entry: entry.clone() }).collect();
+    }
     let changes = before.changes(after);
     let mut plan = Plan { origins: Origins::of(&changes), work: before.clone(), ops: Vec::new() };
     for change in &changes {

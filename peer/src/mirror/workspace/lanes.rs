@@ -166,13 +166,16 @@ impl Workspace {
 
     /// Brings the contents of the next jobs to the stage.
     pub(super) fn start_staging(&mut self) {
-        if self.staging || self.written.jobs.len() + self.staged.jobs.len() >= STAGED {
-            return;
-        }
+        while self.staging.len() < STAGING && self.written.jobs.len() + self.staged.jobs.len() < STAGED && self.stage_next() {}
+    }
+
+    fn stage_next(&mut self) -> bool {
         let chunks = self.options.chunks.borrow().clone();
         let needs_chunks = |job: &Job| matches!(job, Job::Set { to: Some(Entry::File { .. }), .. });
-        let Some(jobs) = self.lists.pop_front_if(|jobs| chunks.is_some() || !jobs.iter().any(needs_chunks)) else { return };
-        self.staging = true;
+        let Some(jobs) = self.lists.pop_front_if(|jobs| chunks.is_some() || !jobs.iter().any(needs_chunks)) else { return false };
+        self.lists_begun += 1;
+        let number = self.lists_begun;
+        self.staging.push_back((number, None));
         let kitchen = Kitchen {
             root: self.root.clone(),
             cache: self.cache.clone(),
@@ -182,11 +185,23 @@ impl Workspace {
             afresh: self.afresh.clone(),
         };
         let asker = Asker { session: self.options.session, node: None };
-        let tell = self.tell.clone();
+        let (tell, cooks) = (self.tell.clone(), self.cooks.clone());
         tokio::spawn(async move {
+            let _one_of_few = cooks.acquire().await;
             let (tasks, failed) = stage(&kitchen, chunks, asker, &jobs).await;
-            let _ = tell.send(Event::Written { jobs, tasks, failed }).await;
+            let _ = tell.send(Event::Written { number, list: List { jobs, tasks, failed } }).await;
         });
+        true
+    }
+
+    fn written(&mut self, number: u64, list: List) {
+        if let Some((_, slot)) = self.staging.iter_mut().find(|(staging, _)| *staging == number) {
+            *slot = Some(list);
+        }
+        while let Some((_, Some(List { jobs, tasks, failed }))) = self.staging.pop_front_if(|(_, list)| list.is_some()) {
+            self.not_staged(failed);
+            self.written.add(jobs, tasks);
+        }
     }
 
     /// Brings what is written to the disk, while the contents of the next list come.
@@ -207,11 +222,7 @@ impl Workspace {
         match event {
             Event::Found { found, gathered } => self.found(found, gathered),
             Event::Looked { findings, ended } => self.looked(findings, ended),
-            Event::Written { jobs, tasks, failed } => {
-                self.staging = false;
-                self.not_staged(failed);
-                self.written.add(jobs, tasks);
-            }
+            Event::Written { number, list } => self.written(number, list),
             Event::Staged { jobs, tasks, failed } => {
                 self.syncing = false;
                 self.not_staged(failed);
