@@ -314,7 +314,7 @@ fn small(setting: &Setting, report: &mut Report, sides: &mut Sides<'_>, corpus: 
     sides.prepare_rsync(corpus)?;
     noop(setting, report, sides, &session)?;
     edits(setting, report, sides, &session)?;
-    folders(report, sides, &session)?;
+    folders(setting, report, sides, &session)?;
     quiet(setting, report, sides.rig, &session)?;
     sides.rig.end(&session)
 }
@@ -374,7 +374,7 @@ fn edits(setting: &Setting, report: &mut Report, sides: &mut Sides<'_>, session:
     Ok(())
 }
 
-fn folders(report: &mut Report, sides: &mut Sides<'_>, session: &str) -> anyhow::Result<()> {
+fn folders(setting: &Setting, report: &mut Report, sides: &mut Sides<'_>, session: &str) -> anyhow::Result<()> {
     let inside = entries(&sides.rig.folder(0, session).join("pkg_00"));
     let rename = |root: &Path| Ok(fs::rename(root.join("pkg_00"), root.join("renamed_00"))?);
     let arrived = |root: &Path| !root.join("pkg_00").exists() && entries(&root.join("renamed_00")) == inside;
@@ -385,21 +385,24 @@ fn folders(report: &mut Report, sides: &mut Sides<'_>, session: &str) -> anyhow:
     report.add("rename", metric.wanted(Target::ratio_at_most(0.5)));
     let metric = Metric::of("bytes", "Bytes of that, over both hops.", &ours.bytes());
     report.add("rename_bytes", metric.beside(rsync::LABEL, other.as_ref().map(Costs::bytes).as_ref()).wanted(Target::at_most(40_000.0)));
-    let remove = |root: &Path| fs::remove_dir_all(root.join("pkg_01"));
-    // Over 1,000 files at once are asked about before they go everywhere.
-    remove(&sides.rig.folder(0, session))?;
-    answer_question(sides.rig, session)?;
-    let there = sides.rig.folder(1, session).join("pkg_01");
-    let ours = measured(|| until("the folder is gone", || Ok(!there.exists())))?;
-    let other = match sides.rsync {
-        Some(rsync) => {
+    let (mut ours, mut others) = (Costs::default(), Vec::new());
+    for round in 1..=setting.pick(3, 1) {
+        let name = format!("pkg_{round:02}");
+        // Over 1,000 files at once are asked about before they go everywhere.
+        fs::remove_dir_all(sides.rig.folder(0, session).join(&name))?;
+        answer_question(sides.rig, session)?;
+        let there = sides.rig.folder(1, session).join(&name);
+        ours.0.push(measured(|| until("the folder is gone", || Ok(!there.exists())))?);
+        // What follows belongs to none of them.
+        thread::sleep(Duration::from_millis(300));
+        if let Some(rsync) = sides.rsync {
             let mirror = sides.folder.join("rsync-source");
-            remove(&mirror)?;
-            Some(measured(|| rsync.push(&mirror).map(drop))?)
+            fs::remove_dir_all(mirror.join(&name))?;
+            others.push(Some(measured(|| rsync.push(&mirror).map(drop))?));
         }
-        None => None,
-    };
-    let (ours, other) = (Costs(vec![ours]), all(&[other]));
+        sides.rig.reconnect()?;
+    }
+    let other = all(&others);
     let what = "A folder of 2,000 files is deleted on one node, the question whether it shall be is answered: from then until it is gone on the other.";
     let metric = Metric::of("s", what, &ours.seconds()).beside(rsync::LABEL, other.as_ref().map(Costs::seconds).as_ref());
     report.add("delete", metric.wanted(Target::ratio_at_most(0.5)));
