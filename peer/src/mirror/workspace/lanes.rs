@@ -262,21 +262,20 @@ impl Workspace {
         self.read_files.retain(|path| dirty.everything || dirty.paths.contains_key(path));
         self.note_troubles(&looked_at, troubles);
         large.iter().for_each(|path| self.is_large(path));
+        if !(self.hot.is_empty() && self.unclosed.is_empty()) {
+            let looked_at: BTreeSet<&str> = looked_at.iter().map(String::as_str).collect();
+            let open: BTreeSet<&RelPath> = unclosed.iter().collect();
+            let changing: BTreeSet<&RelPath> = large.iter().chain(&busy).collect();
+            self.unclosed.retain(|path, _| open.contains(path) || !looked_at.contains(path.as_str()));
+            self.hot.retain(|path, _| changing.contains(path) || open.contains(path) || !looked_at.contains(path.as_str()));
+        }
+        busy.into_iter().for_each(|path| self.is_hot(path));
+        unclosed.into_iter().for_each(|path| self.is_unclosed(path));
         if how.all {
             let gone = self.not_there_any_more();
             found.extend(self.keep_ignored(gone));
             self.looked_once = true;
         }
-        let hot = std::mem::take(&mut self.hot);
-        self.hot = hot
-            .into_iter()
-            .filter(|(path, _)| {
-                [&busy, &large, &unclosed].iter().any(|still| still.contains(path)) || !looked_at.contains(&path.to_string())
-            })
-            .collect();
-        busy.into_iter().for_each(|path| self.is_hot(path));
-        self.unclosed.retain(|path, _| unclosed.contains(path) || !looked_at.iter().any(|looked| looked == path.as_str()));
-        unclosed.into_iter().for_each(|path| self.is_unclosed(path));
         self.checks.iter_mut().for_each(|check| check.looked = true);
         if how.all && found.is_empty() {
             // That nothing has changed is news to an engine that has just begun.
@@ -311,7 +310,8 @@ impl Workspace {
             trouble.path.is_empty()
                 || path.as_str().strip_prefix(&trouble.path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        self.is_to_be_read(path) || self.troubles.values().any(is_below)
+        let is_read_later = self.is_to_be_read(path) || self.hot.contains_key(path) || self.unclosed.contains_key(path);
+        is_read_later || self.troubles.values().any(is_below)
     }
 
     pub(super) fn note_troubles(&mut self, looked_at: &[String], troubles: Vec<walk::Trouble>) {
