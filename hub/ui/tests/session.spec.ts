@@ -98,6 +98,25 @@ test("a hub that restarts in the middle is waited for; output goes on, nothing t
   await expect(page.getByRole("row").filter({ hasText: "steady" })).toContainText("Online", { timeout: 20_000 });
 });
 
+test("what happens while a session's page is being loaded is on it", async ({ page, lab }) => {
+  await lab.setUp();
+  const peer = await lab.machine("busy");
+  const session = await lab.post("/api/sessions", { title: "Early", node_ids: [peer.node] });
+  await login(page, lab, "ada", "/machines");
+  // The stream is late: what was there before could have been read long ago.
+  let asked = false;
+  await page.route(/\/api\/sessions\/[^/]+\/events\?/, async (route) => {
+    asked = true;
+    await new Promise((resolve) => setTimeout(resolve, 700));
+    await route.continue();
+  });
+  await page.goto(`${lab.url}/sessions/${session.id}`);
+  await until("the page asks for its stream", async () => asked);
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  const task = await lab.post(`/api/sessions/${session.id}/dispatch`, { node: peer.node, argv: ["echo", "early"] });
+  await expect(page.locator(`#task-${task.id}`)).toContainText("exit 0");
+});
+
 test("what machines and people call themselves is text, whatever it is", async ({ page, lab }) => {
   await lab.setUp();
   const evil = '<img src=x onerror="document.title=1">\u202egnp.exe';

@@ -38,18 +38,19 @@ describe("an event stream", () => {
   afterEach(() => vi.useRealTimers());
   const open = () => {
     const seen: unknown[] = [];
-    const links: [Link, boolean][] = [];
-    const stream = new Stream("/api/events?live=true", { kinds: ["node", "error"], on: (_, data) => seen.push(data), link: (state, again) => links.push([state, again]), source: Fake as unknown as typeof EventSource });
-    return { stream, seen, links };
+    const links: Link[] = [];
+    const reads = { count: 0 };
+    const stream = new Stream("/api/events?live=true", { kinds: ["node", "error"], on: (_, data) => seen.push(data), link: (state) => links.push(state), read: () => (reads.count += 1), source: Fake as unknown as typeof EventSource });
+    return { stream, seen, links, reads };
   };
 
   it("hears of what is called an error, and does not take it for one of its own", () => {
     const { seen, links } = open();
     last().onopen?.();
     last().tell("error", "it broke", "3");
-    expect([seen, links.at(-1), last().closed]).toEqual([["it broke"], ["live", false], false]);
+    expect([seen, links.at(-1), last().closed]).toEqual([["it broke"], "live", false]);
     last().breaks();
-    expect([seen.length, links.at(-1)]).toEqual([1, ["waiting", false]]);
+    expect([seen.length, links.at(-1)]).toEqual([1, "waiting"]);
   });
 
   it("goes on behind the last event it has seen, and says that it was away", () => {
@@ -58,13 +59,44 @@ describe("an event stream", () => {
     last().tell("node", 1, "7");
     last().tell("node", 2);
     last().breaks();
-    expect(links).toEqual([["connecting", false], ["live", false], ["waiting", false]]);
+    expect(links).toEqual(["connecting", "live", "waiting"]);
     vi.advanceTimersByTime(500);
     expect(last().url).toBe("/api/events?live=true&last_event_id=7");
     last().onopen?.();
-    expect(links.at(-1)).toEqual(["live", true]);
+    expect(links.at(-1)).toBe("live");
     expect(seen).toEqual([1, 2]);
   });
+
+  it("has what was before read when it is live, each time, and once without it", () => {
+    const live = open();
+    expect(live.reads.count).toBe(0);
+    last().onopen?.();
+    vi.advanceTimersByTime(60_000);
+    expect(live.reads.count).toBe(1);
+    last().breaks();
+    vi.advanceTimersByTime(500);
+    expect(live.reads.count).toBe(1);
+    last().onopen?.();
+    expect(live.reads.count).toBe(2);
+
+    const slow = open();
+    vi.advanceTimersByTime(1_000);
+    expect(slow.reads.count).toBe(1);
+    last().onopen?.();
+    expect(slow.reads.count).toBe(2);
+
+    const refused = open();
+    last().breaks();
+    last().breaks();
+    vi.advanceTimersByTime(60_000);
+    expect(refused.reads.count).toBe(1);
+
+    const left = open();
+    left.stream.close();
+    vi.advanceTimersByTime(60_000);
+    expect(left.reads.count).toBe(0);
+  });
+
   it("waits longer each time, and never for ever", () => {
     open();
     const waits = [500, 1000, 2000, 4000, 8000, 8000];

@@ -7,8 +7,10 @@ export interface StreamOptions {
   kinds: string[];
   /** Called for each of them, in order. */
   on(kind: string, data: unknown, id: string): void;
-  /** Called whenever the link changes; `again` when it is live after a cut. */
-  link?(state: Link, again: boolean): void;
+  /** Called whenever the link changes. */
+  link?(state: Link): void;
+  /** Called when what was before the stream is to be read: each time that it is live, for from then on it misses nothing, and once when that takes long or fails. */
+  read?(): void;
   /** How long a tab that nobody looks at keeps its connection; none: a minute. */
   hiddenMs?: number;
   /** For tests. */
@@ -17,6 +19,8 @@ export interface StreamOptions {
 
 const FIRST_WAIT_MS = 500;
 const LONGEST_WAIT_MS = 8_000;
+/** What is there is shown after so long at the latest, whatever the stream does. */
+const PATIENCE_MS = 1_000;
 /** Browsers allow six connections to a host: tabs that nobody looks at give theirs back. */
 const HIDDEN_MS = 60_000;
 
@@ -28,6 +32,7 @@ export class Stream {
   #wait = FIRST_WAIT_MS;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #hidden: ReturnType<typeof setTimeout> | undefined;
+  #late: ReturnType<typeof setTimeout> | undefined;
   #wasLive = false;
   #closed = false;
 
@@ -38,11 +43,13 @@ export class Stream {
       document.addEventListener("visibilitychange", this.#seen);
       window.addEventListener("online", this.#now);
     }
+    this.#late = setTimeout(this.#readAnyway, PATIENCE_MS);
     this.#open();
   }
 
   close(): void {
     this.#closed = true;
+    clearTimeout(this.#late);
     clearTimeout(this.#timer);
     clearTimeout(this.#hidden);
     this.#source?.close();
@@ -56,16 +63,18 @@ export class Stream {
     if (this.#closed) return;
     clearTimeout(this.#timer);
     this.#source?.close();
-    this.#options.link?.(this.#wasLive ? "waiting" : "connecting", false);
+    this.#options.link?.(this.#wasLive ? "waiting" : "connecting");
     const mark = this.#last ? `${this.#path.includes("?") ? "&" : "?"}last_event_id=${encodeURIComponent(this.#last)}` : "";
     const source = new (this.#options.source ?? EventSource)(this.#path + mark);
     this.#source = source;
     source.onopen = () => {
       if (source !== this.#source) return;
       this.#wait = FIRST_WAIT_MS;
-      const again = this.#wasLive;
       this.#wasLive = true;
-      this.#options.link?.("live", again);
+      clearTimeout(this.#late);
+      this.#late = undefined;
+      this.#options.link?.("live");
+      this.#options.read?.();
     };
     // What the browser would do itself it does only for some failures: here it is the same for all of them.
     source.onerror = (event) => {
@@ -73,7 +82,8 @@ export class Stream {
       if (source !== this.#source || this.#closed || "data" in event) return;
       source.close();
       this.#source = null;
-      this.#options.link?.("waiting", false);
+      this.#options.link?.("waiting");
+      if (this.#late !== undefined) this.#readAnyway();
       this.#timer = setTimeout(() => this.#open(), this.#wait);
       this.#wait = Math.min(this.#wait * 2, LONGEST_WAIT_MS);
     };
@@ -87,6 +97,12 @@ export class Stream {
     }
   }
 
+  #readAnyway = () => {
+    clearTimeout(this.#late);
+    this.#late = undefined;
+    this.#options.read?.();
+  };
+
   #now = () => {
     if (!this.#source && !this.#closed) this.#open();
   };
@@ -98,7 +114,7 @@ export class Stream {
       clearTimeout(this.#timer);
       this.#source?.close();
       this.#source = null;
-      this.#options.link?.("waiting", false);
+      this.#options.link?.("waiting");
     }, this.#options.hiddenMs ?? HIDDEN_MS);
   };
 }

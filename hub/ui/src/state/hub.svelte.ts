@@ -96,15 +96,14 @@ class HubState {
     this.#stream = new Stream("/api/events", {
       kinds: KINDS,
       on: (kind, data) => this.#hear(kind, data as { at_ms: number; data: Record<string, unknown> }),
-      link: (state, again) => {
+      link: (state) => {
         this.link = state;
-        // Heartbeats are not kept, and a hub that was away for long may have let go of what came before.
-        if (state === "live" && again) void this.reload();
       },
+      // Heartbeats are not kept, and a hub that was away for long may have let go of what came before.
+      read: () => void this.reload(),
     });
-    // Those are shown until everything has been read, which is done when the stream has been asked for: nothing falls between.
+    // Those are shown until everything has been read, which is done when the stream is live: nothing falls between.
     void first.then((page) => { if (page && this.me === me && !this.ready) this.#take(page.items); });
-    await this.reload();
   }
 
   async reload(): Promise<void> {

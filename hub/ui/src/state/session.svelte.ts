@@ -36,17 +36,15 @@ export class SessionState {
 
   constructor(id: string) {
     this.id = id;
-    // Live first, then what was before: nothing falls between.
+    // Live first, then what was before: nothing falls between. Nothing is shown twice either, for messages and tasks have names.
     this.#stream = new Stream(`/api/sessions/${encodeURIComponent(id)}/events?output=true&live=true`, {
       kinds: KINDS,
       on: (kind, data) => this.#hear(kind, data),
-      link: (state, again) => {
+      link: (state) => {
         this.link = state;
-        // Where the hub lost its place in the log, nothing is shown twice: messages and tasks have names.
-        if (state === "live" && again) void this.load();
       },
+      read: () => void this.load(),
     });
-    void this.load();
   }
 
   close(): void {
