@@ -196,6 +196,16 @@ impl Cache {
         }
     }
 
+    /// What was seen there may be something else by now, whatever its times say.
+    pub fn distrust(&mut self, path: &RelPath) {
+        if let Some(Known::File(file)) = self.known.get_mut(path)
+            && file.looked_at_ns != 0
+        {
+            file.looked_at_ns = 0;
+            self.changed.insert(path.clone());
+        }
+    }
+
     /// Everything, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&RelPath, &Known)> {
         self.known.iter()

@@ -9,10 +9,7 @@ use std::{
 
 use cortex_wire::mirror::cut::{Cutter, MOST_BYTES};
 
-use super::{
-    read::{ReadError, Reading},
-    root::Stat,
-};
+use super::read::{ReadError, Reading};
 
 /// Bytes of a block. What is left of one for the next is less than a chunk.
 const BLOCK_BYTES: usize = 4 * MOST_BYTES;
@@ -46,17 +43,17 @@ impl Block {
     }
 }
 
-/// Reads a file to its end and cuts it. `take` gets all blocks in their order; when it fails, nothing more is read. Blocks.
+/// Reads a file to its end and cuts it. `take` gets all blocks in their order; when it fails, nothing more is read. What was read is worth something when the reading that is given back finishes well. Blocks.
 ///
 /// # Errors
 /// [`ReadError`], or what `take` says.
-pub fn each<E: From<ReadError>>(reading: Reading, cutter: &Cutter, mut take: impl FnMut(&Block) -> Result<(), E>) -> Result<Stat, E> {
+pub fn each<E: From<ReadError>>(reading: Reading, cutter: &Cutter, mut take: impl FnMut(&Block) -> Result<(), E>) -> Result<Reading, E> {
     let mut cutting = Cutting { reading, cutter, rest: Vec::new() };
     let first = cutting.next(Block::new())?;
     if first.last {
         // So short that no thread is worth it.
         take(&first)?;
-        return Ok(cutting.reading.finish()?);
+        return Ok(cutting.reading);
     }
     let (send, blocks) = sync_channel(BLOCKS);
     let (give_back, spare) = channel();
@@ -115,7 +112,7 @@ impl Cutting<'_> {
     }
 
     /// Everything behind the first block, until nobody takes it.
-    fn all(mut self, send: &SyncSender<Block>, spare: &Receiver<Block>) -> Result<Stat, ReadError> {
+    fn all(mut self, send: &SyncSender<Block>, spare: &Receiver<Block>) -> Result<Reading, ReadError> {
         for number in 1.. {
             let block = if number < BLOCKS { Ok(Block::new()) } else { spare.recv() };
             let Ok(block) = block else { break };
@@ -125,7 +122,7 @@ impl Cutting<'_> {
                 break;
             }
         }
-        self.reading.finish()
+        Ok(self.reading)
     }
 }
 
@@ -172,12 +169,12 @@ mod tests {
             }
             let (_folder, root) = file(&bytes);
             let (mut chunks, mut all) = (Vec::new(), Vec::new());
-            let stat = each(Reading::open(root.top(), "f").unwrap(), &cutter, |block| {
+            let reading = each(Reading::open(root.top(), "f").unwrap(), &cutter, |block| {
                 chunks.extend(block.chunks().map(<[u8]>::to_vec));
                 all.extend_from_slice(block.bytes());
                 Ok::<_, ReadError>(())
             });
-            assert_eq!(stat.unwrap().size, size as u64);
+            assert_eq!(reading.unwrap().finish().unwrap().size, size as u64);
             assert!(all == bytes, "{size}: other bytes");
             assert!(chunks == expected, "{size}: other chunks");
         }
@@ -203,13 +200,14 @@ mod tests {
         let path = root.path().join("f");
         for change in ["grows", "shrinks"] {
             let mut once = true;
-            let changed = each(Reading::open(root.top(), "f").unwrap(), &Cutter::new([7; 8]), |_| {
+            let read = each(Reading::open(root.top(), "f").unwrap(), &Cutter::new([7; 8]), |_| {
                 if std::mem::take(&mut once) {
                     let size = if change == "grows" { 7 } else { 2 } * BLOCK_BYTES as u64;
                     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(size).unwrap();
                 }
                 Ok::<_, ReadError>(())
             });
+            let changed = read.and_then(Reading::finish);
             assert!(matches!(changed, Err(ReadError::Changed)), "{change}: {changed:?}");
         }
     }

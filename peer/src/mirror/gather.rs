@@ -44,14 +44,14 @@ impl Gather {
         }
     }
 
-    /// Reads a file that is larger than a chunk.
+    /// Reads a file that is larger than a chunk. Returns where it lies then, too: it may have been renamed meanwhile.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn read(&mut self, path: &RelPath, reading: Reading) -> Result<Contents, ReadError> {
-        let (contents, hash) = self.maker.read(path, reading)?;
-        self.taken.extend(hash.map(|hash| (path.clone(), hash)));
-        Ok(contents)
+    pub fn read(&mut self, path: &RelPath, reading: Reading) -> Result<(Contents, RelPath), ReadError> {
+        let (contents, now, hash) = self.maker.read(path, reading)?;
+        self.taken.extend(hash.map(|hash| (now.clone(), hash)));
+        Ok((contents, now))
     }
 
     /// What was taken since this was asked last: each of them will be told of, as stored or failed.
@@ -69,33 +69,90 @@ impl Gather {
 mod tests {
     use std::{sync::Arc, time::Instant};
 
-    use cortex_wire::{id::SessionId, mirror::seal::Keys};
+    use cortex_wire::{
+        id::SessionId,
+        mirror::{entry::Entry, seal::Keys},
+    };
 
     use super::*;
-    use crate::mirror::{root::Root, store::Store};
+    use crate::mirror::{
+        root::Root,
+        store::{Rows, Store},
+        upload::MadeFile,
+    };
 
-    #[tokio::test]
-    async fn a_network_that_takes_nothing_is_waited_for_once() {
-        let folder = tempfile::tempdir().unwrap();
+    fn source(folder: &std::path::Path) -> Source {
         let session = SessionId::new(1, [1; 10]);
-        let root = Arc::new(Root::open(folder.path(), &session).unwrap());
         let mut keys = Keys::new(session);
         keys.insert(1, &[1; 32]);
-        let source = Source {
-            root: root.clone(),
+        Source {
+            root: Arc::new(Root::open(folder, &session).unwrap()),
             cache: Arc::default(),
-            store: Arc::new(Store::open(&folder.path().join("state")).unwrap().0),
+            store: Arc::new(Store::open(&folder.join("state")).unwrap().0),
             keys: Arc::new(keys),
             seed: [1; 8],
             hub: cortex_wire::mirror::tree::Tree::default(),
             anew: std::collections::BTreeSet::new(),
             stop: Arc::default(),
-        };
+        }
+    }
+
+    fn noise(seed: usize, bytes: usize) -> Vec<u8> {
+        let mut noise = vec![0; bytes];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut noise);
+        noise
+    }
+
+    /// Reads a file of that name. Returns how many chunks were made, and the file.
+    fn gathered(source: Source, name: &str) -> (usize, MadeFile) {
+        let root = source.root.clone();
+        let (tell, mut told) = mpsc::channel(4_096);
+        let mut gather = Gather::new(source, tell);
+        let (contents, now) = gather.read(&name.parse().unwrap(), Reading::open(root.top(), name).unwrap()).unwrap();
+        assert_eq!(gather.taken(), [(now, contents.file_hash())]);
+        drop(gather);
+        let (mut chunks, mut file) = (0, None);
+        while let Ok(made) = told.try_recv() {
+            match made {
+                Made::Chunk { .. } => chunks += 1,
+                Made::Files(mut files) => file = files.pop(),
+                Made::Failed { .. } => panic!("{made:?}"),
+            }
+        }
+        (chunks, file.unwrap())
+    }
+
+    #[tokio::test]
+    async fn of_a_large_file_that_is_new_only_that_is_sealed_which_a_similar_one_has_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut source = source(folder.path());
+        let (path, store) = (source.root.path().to_owned(), source.store.clone());
+        let bytes = noise(1, 12 << 20);
+        std::fs::write(path.join("old.img"), &bytes).unwrap();
+        let (chunks, old) =
+            gathered(Source { root: source.root.clone(), ..self::source(folder.path().join("other").as_path()) }, "old.img");
+        assert!(chunks > 50, "{chunks}");
+        let Entry::File { content, .. } = &old.entry else { panic!("{old:?}") };
+        let mut rows = Rows::default();
+        rows.map(&content.hash, old.map.as_ref());
+        store.write(rows).await.unwrap().unwrap();
+        source.hub.put(&"old.img".parse().unwrap(), old.entry.clone()).unwrap();
+        std::fs::write(path.join("new.part"), [b"a head", &bytes[..]].concat()).unwrap();
+        let (chunks, new) = gathered(source, "new.part");
+        assert!(chunks < 10, "{chunks}");
+        let map = new.map.unwrap().0;
+        assert_eq!(map.iter().map(|cut| u64::from(cut.length)).sum::<u64>(), 6 + (12 << 20));
+        assert!(map.iter().filter(|cut| old.map.as_ref().unwrap().0.contains(cut)).count() > map.len() - 5);
+    }
+
+    #[tokio::test]
+    async fn a_network_that_takes_nothing_is_waited_for_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = source(folder.path());
+        let root = source.root.clone();
         let names: Vec<String> = (0..20).map(|number| format!("large-{number}")).collect();
-        let mut noise = vec![0; 4 << 20];
         for (number, name) in names.iter().enumerate() {
-            blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof().fill(&mut noise);
-            std::fs::write(root.path().join(name), &noise).unwrap();
+            std::fs::write(root.path().join(name), noise(number, 4 << 20)).unwrap();
         }
         let (tell, _nobody_reads) = mpsc::channel(1);
         let gathering = tokio::task::spawn_blocking(move || {
@@ -104,7 +161,7 @@ mod tests {
             for name in &names {
                 let path: RelPath = name.parse().unwrap();
                 let expected = *blake3::hash(&std::fs::read(root.path().join(name)).unwrap()).as_bytes();
-                let contents = gather.read(&path, Reading::open(root.top(), name).unwrap()).unwrap();
+                let (contents, _) = gather.read(&path, Reading::open(root.top(), name).unwrap()).unwrap();
                 assert_eq!(contents.hash, expected, "it is read all the same");
             }
             (gather.taken(), since.elapsed())

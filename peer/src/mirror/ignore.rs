@@ -17,7 +17,7 @@ const IGNORE_FILE_BYTES: u64 = 256 * 1024;
 
 /// The text of an ignore file; `None`: there is none that counts.
 pub fn text(folder: &Folder, name: &str, buffer: &mut [u8]) -> Option<String> {
-    let reading = Reading::open(folder, name).ok()?;
+    let mut reading = Reading::open(folder, name).ok()?;
     if reading.before().size > IGNORE_FILE_BYTES {
         return None;
     }
@@ -26,7 +26,7 @@ pub fn text(folder: &Folder, name: &str, buffer: &mut [u8]) -> Option<String> {
         text.extend_from_slice(piece);
         Ok(())
     };
-    reading.each(buffer, append).ok()?;
+    reading.each(buffer, append).and_then(|()| reading.finish()).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 

@@ -43,6 +43,14 @@ impl ReadFiles {
         self.files().remove(path).filter(|file| file.stat == *stat && !is_racy(file))
     }
 
+    /// The same of a file that was renamed since, from one of these paths.
+    pub fn take_renamed(&self, stat: &Stat, from: impl Fn(&RelPath) -> bool) -> Option<KnownFile> {
+        let mut files = self.files();
+        let is_it = |path: &RelPath, file: &KnownFile| file.stat.is_same_but_for_ctime(stat) && !is_racy(file) && from(path);
+        let path = files.iter().find(|(path, file)| is_it(path, file))?.0.clone();
+        files.remove(&path)
+    }
+
     /// Forgets what no look will ask for.
     pub fn retain(&self, keep: impl Fn(&RelPath) -> bool) {
         self.files().retain(|path, _| keep(path));
@@ -60,15 +68,15 @@ fn is_racy(file: &KnownFile) -> bool {
     (touched_ns..=touched_ns.saturating_add(TICK_NS)).contains(&file.looked_at_ns)
 }
 
-/// Reads and hashes a file, until `stop`; with `gather`, it goes up meanwhile. Blocks.
+/// Reads and hashes a file, until `stop`; with `gather`, it goes up meanwhile. Returns where it lies then: it may be renamed while it is read. Blocks.
 ///
 /// # Errors
 /// [`ReadError`].
-pub fn read(root: &Root, path: &RelPath, stop: &AtomicBool, gather: Option<&mut Gather>) -> Result<KnownFile, ReadError> {
+pub fn read(root: &Root, path: &RelPath, stop: &AtomicBool, gather: Option<&mut Gather>) -> Result<(RelPath, KnownFile), ReadError> {
     let looked_at_ns = now_ns();
     let (folder, name) = root.place(path).map_err(|_| ReadError::Gone)?;
-    let reading = Reading::open(&folder, name)?;
-    let contents = match gather {
+    let mut reading = Reading::open(&folder, name)?;
+    let (contents, now) = match gather {
         Some(gather) => gather.read(path, reading)?,
         None => {
             let mut hasher = blake3::Hasher::new();
@@ -76,9 +84,10 @@ pub fn read(root: &Root, path: &RelPath, stop: &AtomicBool, gather: Option<&mut 
                 hasher.update(piece);
                 if stop.load(Ordering::Relaxed) { Err(ReadError::Changed) } else { Ok(()) }
             };
-            let stat = reading.each(&mut vec![0; BUFFER_BYTES], piece)?;
-            Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() }
+            reading.each(&mut vec![0; BUFFER_BYTES], piece)?;
+            let (stat, now) = reading.finish_at(root, path)?;
+            (Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() }, now)
         }
     };
-    Ok(KnownFile::new(&contents, looked_at_ns))
+    Ok((now, KnownFile::new(&contents, looked_at_ns)))
 }

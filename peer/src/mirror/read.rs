@@ -10,10 +10,13 @@ use std::{
     io::{self, Read as _},
 };
 
-use cortex_wire::mirror::entry::{self, Hash};
+use cortex_wire::mirror::{
+    entry::{self, Hash},
+    path::RelPath,
+};
 use rustix::io::Errno;
 
-use super::root::{Folder, Stat};
+use super::root::{Folder, Root, Stat};
 
 /// Read at once. Large enough for BLAKE3 to work on many blocks side by side.
 pub const BUFFER_BYTES: usize = 512 * 1024;
@@ -123,6 +126,24 @@ impl Reading {
         if self.size == self.before.size && after == self.before { Ok(after) } else { Err(ReadError::Changed) }
     }
 
+    /// As [`Reading::finish`], of a file of the workspace that may have been renamed meanwhile. Returns where it lies now, too.
+    ///
+    /// Nothing but a rename is told from a write by whoever sets the times back: an event speaks of that, and it is read again.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn finish_at(self, root: &Root, path: &RelPath) -> Result<(Stat, RelPath), ReadError> {
+        let after = Stat::of_open(&self.file).map_err(io::Error::from)?;
+        if self.size != self.before.size || !after.is_same_but_for_ctime(&self.before) {
+            return Err(ReadError::Changed);
+        }
+        if after == self.before {
+            return Ok((after, path.clone()));
+        }
+        let now = root.path_of(&self.file).ok_or(ReadError::Changed)?;
+        if matches!(root.stat(&now), Ok(Some(stat)) if stat == after) { Ok((after, now)) } else { Err(ReadError::Changed) }
+    }
+
     /// Reads and hashes a file that fits in `buffer`, and gives its bytes, too.
     ///
     /// # Errors
@@ -135,14 +156,14 @@ impl Reading {
         Ok((Contents { stat, size: stat.size, hash: *blake3::hash(bytes).as_bytes() }, bytes))
     }
 
-    /// Passes the bytes on, piece by piece, and checks that nobody wrote meanwhile.
+    /// Passes the bytes on, piece by piece. Whether somebody wrote meanwhile is for [`Reading::finish`] to say.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn each(mut self, buffer: &mut [u8], mut piece: impl FnMut(&[u8]) -> Result<(), ReadError>) -> Result<Stat, ReadError> {
+    pub fn each(&mut self, buffer: &mut [u8], mut piece: impl FnMut(&[u8]) -> Result<(), ReadError>) -> Result<(), ReadError> {
         loop {
             match self.read(buffer)? {
-                0 => return self.finish(),
+                0 => return Ok(()),
                 read => piece(&buffer[..read])?,
             }
         }
@@ -154,15 +175,16 @@ impl Reading {
 /// # Errors
 /// [`ReadError`].
 pub fn hash(folder: &Folder, name: &str, buffer: &mut [u8]) -> Result<Contents, ReadError> {
-    let reading = Reading::open(folder, name)?;
+    let mut reading = Reading::open(folder, name)?;
     if reading.before().size <= buffer.len() as u64 {
         return Ok(reading.whole(buffer)?.0);
     }
     let mut hasher = blake3::Hasher::new();
-    let stat = reading.each(buffer, |piece| {
+    reading.each(buffer, |piece| {
         hasher.update(piece);
         Ok(())
     })?;
+    let stat = reading.finish()?;
     Ok(Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() })
 }
 
@@ -200,7 +222,7 @@ mod tests {
         let path = root.path().join("f");
         std::fs::write(&path, [0; 100]).unwrap();
         let mut writer = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
-        let reading = Reading::open(root.top(), "f").unwrap();
+        let mut reading = Reading::open(root.top(), "f").unwrap();
         let result = reading.each(&mut [0; 10], |_| Ok(writer.write_all(b"more")?));
         assert!(matches!(result, Err(ReadError::Changed)), "{result:?}");
     }
@@ -211,10 +233,45 @@ mod tests {
         let path = root.path().join("f");
         std::fs::write(&path, [0; 100]).unwrap();
         std::thread::sleep(std::time::Duration::from_millis(25));
-        let reading = Reading::open(root.top(), "f").unwrap();
+        let mut reading = Reading::open(root.top(), "f").unwrap();
         let writer = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        let result = reading.each(&mut [0; 50], |_| Ok(std::os::unix::fs::FileExt::write_all_at(&writer, b"x", 0)?));
+        reading.each(&mut [0; 50], |_| Ok(std::os::unix::fs::FileExt::write_all_at(&writer, b"x", 0)?)).unwrap();
+        let result = reading.finish_at(&root, &"f".parse().unwrap());
         assert!(matches!(result, Err(ReadError::Changed)), "{result:?}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_file_that_is_renamed_while_it_is_read_is_taken_where_it_lies_then() {
+        let (dir, root) = root();
+        let (path, now) = (root.path().join("f"), root.path().join("d/now (deleted)"));
+        std::fs::create_dir(root.path().join("d")).unwrap();
+        let read = |work: &dyn Fn()| {
+            std::fs::write(&path, [7; 100]).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(25));
+            let mut reading = Reading::open(root.top(), "f").unwrap();
+            work();
+            reading.each(&mut [0; 50], |_| Ok(())).unwrap();
+            reading.finish_at(&root, &"f".parse().unwrap())
+        };
+        let (stat, found) = read(&|| std::fs::rename(&path, &now).unwrap()).unwrap();
+        assert_eq!((found.as_str(), Some(stat)), ("d/now (deleted)", root.stat(&found).unwrap()));
+        let (_, found) = read(&|| ()).unwrap();
+        assert_eq!(found.as_str(), "f");
+        type Work<'a> = &'a dyn Fn();
+        let works: [(&str, Work<'_>); 4] = [
+            ("written", &|| std::fs::write(&path, [8; 100]).unwrap()),
+            ("deleted", &|| std::fs::remove_file(&path).unwrap()),
+            ("moved away", &|| std::fs::rename(&path, dir.path().join("elsewhere")).unwrap()),
+            ("renamed and written", &|| {
+                std::fs::rename(&path, &now).unwrap();
+                std::fs::write(&now, [8; 100]).unwrap();
+            }),
+        ];
+        for (what, work) in works {
+            let result = read(work);
+            assert!(matches!(result, Err(ReadError::Changed)), "{what}: {result:?}");
+        }
     }
 
     #[test]

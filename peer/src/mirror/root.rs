@@ -13,7 +13,7 @@
 use std::{
     fs::File,
     io::{self, Read as _, Write as _},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -278,6 +278,13 @@ impl Root {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Where an open file seems to lie now, though it may have been renamed since. `None`: not in this folder, or the system does not tell.
+    pub fn path_of(&self, file: &File) -> Option<RelPath> {
+        let path = |fd: BorrowedFd<'_>| std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok();
+        let (top, now) = (path(self.folder.as_fd())?, path(file.as_fd())?);
+        now.strip_prefix(top).ok()?.to_str()?.parse().ok()
     }
 
     /// A folder below [`OWN`], made when it is not there. Something else under that name is removed: the names are ours.

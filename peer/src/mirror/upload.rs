@@ -37,7 +37,7 @@ use super::{
     chunks::{ChunkMap, Cut},
     cutting,
     read::{Contents, ReadError, Reading},
-    root::Root,
+    root::{Root, split},
     sealers::{Sealers, Sealing},
     store::Store,
 };
@@ -46,6 +46,12 @@ use super::{
 pub const QUEUE: usize = 16;
 /// Chunks that are sealed side by side, or wait for it.
 const SIDE_BY_SIDE: usize = 16;
+/// From so many bytes on, a file that has no last version is compared with others…
+const WORTH_SEARCHING: u64 = 8 * 1024 * 1024;
+/// …with so many at most…
+const ALIKE: usize = 16;
+/// …and so many of their chunks: some 16 GB of files, and 16 MB of memory.
+const ALIKE_CHUNKS: usize = 131_072;
 /// A copy of something that the hub has is looked for when so many files go up together.
 const WORTH_LOOKING: usize = 2;
 
@@ -364,25 +370,26 @@ impl Maker {
     }
 
     fn large(&mut self, path: &RelPath, hash: Hash, reading: Reading) -> Result<(), Problem> {
-        let read = self
-            .chunks(path, reading)
-            .and_then(|contents| if contents.file_hash() == hash { Ok(contents) } else { Err(ReadError::Changed.into()) });
+        let read = self.chunks(path, reading).and_then(|(contents, now)| {
+            if contents.file_hash() == hash && now == *path { Ok(contents) } else { Err(ReadError::Changed.into()) }
+        });
         let made = read.and_then(|contents| self.made(path, &contents));
         self.end_of_large();
         self.tell(Made::Files(vec![made?]))
     }
 
-    /// Reads a large file that nobody has asked for yet, and tells of it as it goes. When nobody takes that in time, the rest is only read: then there is no hash.
-    pub fn read(&mut self, path: &RelPath, reading: Reading) -> Result<(Contents, Option<Hash>), ReadError> {
+    /// Reads a large file that nobody has asked for yet, and tells of it as it goes, under the path where it lies in the end. When nobody takes that in time, the rest is only read: then there
+    /// is no hash.
+    pub fn read(&mut self, path: &RelPath, reading: Reading) -> Result<(Contents, RelPath, Option<Hash>), ReadError> {
         let read = self.chunks(path, reading);
         let told = match &read {
-            Ok(contents) if self.sends => self.made(path, contents).and_then(|made| self.tell(Made::Files(vec![made]))).is_ok(),
+            Ok((contents, now)) if self.sends => self.made(now, contents).and_then(|made| self.tell(Made::Files(vec![made]))).is_ok(),
             _ => false,
         };
         self.end_of_large();
         self.sends &= told || read.is_err();
         match read {
-            Ok(contents) => Ok((contents, told.then(|| contents.file_hash()))),
+            Ok((contents, now)) => Ok((contents, now, told.then(|| contents.file_hash()))),
             Err(Problem::Read(error)) => Err(error),
             // Chunks that are not told of are no reason not to read.
             Err(Problem::Seal(_) | Problem::Closed | Problem::Slow) => Err(ReadError::Changed),
@@ -395,12 +402,12 @@ impl Maker {
         self.pending.retain(|pending| matches!(pending, Pending::Bundle { .. }));
     }
 
-    /// Cuts a file and tells of its chunks.
-    fn chunks(&mut self, path: &RelPath, reading: Reading) -> Result<Contents, Problem> {
-        let known = self.known(path);
+    /// Cuts a file and tells of its chunks. Returns where it lies then, too.
+    fn chunks(&mut self, path: &RelPath, reading: Reading) -> Result<(Contents, RelPath), Problem> {
+        let known = self.known(path, reading.before().size);
         let cutter = self.cutter.get_or_insert_with(|| Arc::new(Cutter::new(self.source.seed))).clone();
         let mut hasher = blake3::Hasher::new();
-        let stat = cutting::each(reading, &cutter, |block| {
+        let read = cutting::each(reading, &cutter, |block| {
             hasher.update(block.bytes());
             for chunk in block.chunks() {
                 if !self.sends {
@@ -413,7 +420,8 @@ impl Maker {
             }
             if self.source.stop.load(Ordering::Relaxed) { Err(Problem::Closed) } else { Ok(()) }
         })?;
-        Ok(Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() })
+        let (stat, now) = read.finish_at(&self.source.root, path)?;
+        Ok((Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() }, now))
     }
 
     fn chunk(&mut self, chunk: &[u8], known: &HashMap<[u8; 32], Cut>) -> Result<(), Problem> {
@@ -446,8 +454,8 @@ impl Maker {
         Ok(MadeFile { path: path.clone(), hash: contents.file_hash(), entry, map: Some(std::mem::take(&mut self.map)) })
     }
 
-    /// Chunks of the path's last version, and of another file with the same contents.
-    fn known(&self, path: &RelPath) -> HashMap<[u8; 32], Cut> {
+    /// Chunks of the path's last version, and of another file with the same contents; of a large file that is all new, those of others that may be like it.
+    fn known(&self, path: &RelPath, size: u64) -> HashMap<[u8; 32], Cut> {
         if self.source.anew.contains(path) {
             return HashMap::new();
         }
@@ -460,6 +468,35 @@ impl Maker {
             cache.file(path).map(|file| file.content)
         };
         let same = now.and_then(|content| self.source.store.map(&content));
-        [before, same].into_iter().flatten().flat_map(|map| map.0).map(|cut| (cut.plain, cut)).collect()
+        let mut maps: Vec<ChunkMap> = [before, same].into_iter().flatten().collect();
+        if maps.is_empty() && size >= WORTH_SEARCHING {
+            maps = self.alike(path, size);
+        }
+        maps.into_iter().flat_map(|map| map.0).map(|cut| (cut.plain, cut)).collect()
+    }
+
+    /// How the hub's large files are cut that are nearest to a path and a size: a new version often comes under a name of its own.
+    fn alike(&self, path: &RelPath, size: u64) -> Vec<ChunkMap> {
+        let (folder, _) = split(path.as_str());
+        let mut files: Vec<_> = self
+            .source
+            .hub
+            .iter()
+            .filter_map(|(other, entry)| match entry {
+                Entry::File { content, .. } if content.size >= WORTH_SEARCHING => {
+                    let is_elsewhere = split(other.as_str()).0 != folder;
+                    Some(((is_elsewhere, content.size.abs_diff(size)), content.hash))
+                }
+                _ => None,
+            })
+            .collect();
+        files.sort_unstable();
+        let mut room = ALIKE_CHUNKS;
+        let maps = files.iter().take(ALIKE).filter_map(|(_, content)| self.source.store.map(content));
+        maps.take_while(|map| {
+            room = room.saturating_sub(map.0.len());
+            room > 0
+        })
+        .collect()
     }
 }

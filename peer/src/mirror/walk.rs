@@ -28,7 +28,7 @@ use super::{
     gather::Gather,
     ignore::{self, IGNORE_FILES, Ignored},
     large::{LARGE_BYTES, ReadFiles},
-    read::{self, BUFFER_BYTES, Contents, ReadError, Reading},
+    read::{self, BUFFER_BYTES, Contents, ReadError, Reading, TICK_NS},
     root::{Folder, OWN, Root, Stat, split},
     watch::{Dirty, Mark, Watch},
 };
@@ -63,8 +63,8 @@ pub struct Findings {
     pub looked_at: Vec<String>,
     /// What is wrong.
     pub troubles: Vec<Trouble>,
-    /// Too large to be read by a look.
-    pub large: Vec<RelPath>,
+    /// Too large to be read by a look, and whether events say that they were written.
+    pub large: Vec<(RelPath, bool)>,
     /// Being written; to be looked at again when they are closed, or later.
     pub unclosed: Vec<RelPath>,
     /// Changed while they were read; to be looked at again later.
@@ -87,8 +87,8 @@ impl Findings {
     }
 
     fn len(&self) -> usize {
-        let paths = [&self.untracked, &self.large, &self.unclosed, &self.busy].map(Vec::len);
-        self.found.len() + self.looked_at.len() + self.troubles.len() + paths.iter().sum::<usize>()
+        let paths = [&self.untracked, &self.unclosed, &self.busy].map(Vec::len);
+        self.found.len() + self.looked_at.len() + self.troubles.len() + self.large.len() + paths.iter().sum::<usize>()
     }
 }
 
@@ -142,6 +142,7 @@ pub fn look(
 ) -> Result<(), Ended> {
     let mut look = Look {
         eyes,
+        dirty,
         how,
         gather,
         tell,
@@ -149,6 +150,7 @@ pub fn look(
         buffer: vec![0; BUFFER_BYTES],
         opened: None,
         linked: HashMap::new(),
+        left: HashMap::new(),
     };
     if !eyes.root.is_in_place() {
         return Err(Ended::RootGone);
@@ -182,6 +184,7 @@ pub fn look(
 
 struct Look<'a> {
     eyes: &'a Eyes,
+    dirty: &'a Dirty,
     how: How,
     gather: Option<&'a mut Gather>,
     tell: &'a mut dyn FnMut(Findings) -> bool,
@@ -191,6 +194,8 @@ struct Look<'a> {
     opened: Option<(String, Arc<Folder>)>,
     /// Files of more than one name that have changed: events speak of the one by which they were written.
     linked: HashMap<(u64, u64), Stat>,
+    /// Large files that are where they were no longer, with what was seen of them there.
+    left: HashMap<(u64, u64), (RelPath, KnownFile)>,
 }
 
 impl Look<'_> {
@@ -447,14 +452,18 @@ impl Look<'_> {
             self.found(path, file, mark.tell);
             return Seen::Other;
         }
+        if mark.written {
+            self.cache().distrust(path);
+        }
         // To read it again and again while it grows, and to send each of its states, would cost more than it is worth.
         if mark.unclosed == Some(true) && !mark.tell && !self.how.rehash && stat.size > UNCLOSED_BYTES {
             self.findings.unclosed.push(path.clone());
             return Seen::Unknown;
         }
         if stat.size > LARGE_BYTES {
-            let Some(file) = self.eyes.read_files.take(path, stat).map(Known::File) else {
-                self.findings.large.push(path.clone());
+            let read = self.eyes.read_files.take(path, stat).or_else(|| self.renamed(stat, mark));
+            let Some(file) = read.map(Known::File) else {
+                self.findings.large.push((path.clone(), mark.written));
                 return Seen::Unknown;
             };
             let new = known.map(Known::hash) != Some(file.hash()) || mark.tell;
@@ -482,11 +491,34 @@ impl Look<'_> {
         Seen::Unknown
     }
 
+    /// What was seen of a large file under another name, when events speak of a rename and of no write.
+    fn renamed(&self, stat: &Stat, mark: Mark) -> Option<KnownFile> {
+        if mark.written || self.how.rehash || stat.links != 1 {
+            return None;
+        }
+        let is_unwritten = |path: &RelPath| self.dirty.paths.get(path).is_none_or(|mark| !mark.written);
+        // A later write would have left a later time.
+        let is_settled = |file: &KnownFile| stat.mtime_ns.saturating_add(TICK_NS) < file.looked_at_ns;
+        let is_it = |path: &RelPath, file: &KnownFile| file.stat.is_same_but_for_ctime(stat) && is_settled(file) && is_unwritten(path);
+        let left = self.left.get(&(stat.dev, stat.ino)).filter(|(path, file)| is_it(path, file)).map(|(_, file)| *file);
+        let seen = left.or_else(|| {
+            let cache = self.cache();
+            let mut files = cache.iter().filter_map(|(path, known)| if let Known::File(file) = known { Some((path, file)) } else { None });
+            files.find(|(path, file)| is_it(path, file)).map(|(_, file)| *file)
+        });
+        let file = match seen {
+            Some(file) => KnownFile { looked_at_ns: now_ns(), ..file },
+            None => self.eyes.read_files.take_renamed(stat, is_unwritten)?,
+        };
+        Some(KnownFile { stat: *stat, ..file })
+    }
+
     fn read_file(&mut self, folder: &Folder, name: &str, path: &RelPath) -> Result<Contents, ReadError> {
         let Some(gather) = &mut self.gather else { return read::hash(folder, name, &mut self.buffer) };
         let reading = Reading::open(folder, name)?;
         if reading.before().size > limits::CHUNK_BYTES as u64 {
-            return gather.read(path, reading);
+            let (contents, now) = gather.read(path, reading)?;
+            return if now == *path { Ok(contents) } else { Err(ReadError::Changed) };
         }
         let (contents, bytes) = reading.whole(&mut self.buffer)?;
         gather.take(path, &contents, bytes);
@@ -521,9 +553,14 @@ impl Look<'_> {
     }
 
     fn gone(&mut self, path: &RelPath, tell: bool) {
-        let was_there = self.cache().get(path).is_some();
+        let was = self.cache().get(path).cloned();
         self.cache().set(path, None);
-        if was_there || tell {
+        if let Some(Known::File(file)) = &was
+            && file.stat.size > LARGE_BYTES
+        {
+            self.left.insert((file.stat.dev, file.stat.ino), (path.clone(), *file));
+        }
+        if was.is_some() || tell {
             self.findings.found.push((path.clone(), None));
         }
     }

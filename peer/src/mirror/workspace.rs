@@ -221,7 +221,8 @@ enum Event {
     },
     Read {
         path: RelPath,
-        file: Result<KnownFile, ReadError>,
+        /// With where it lies now.
+        file: Result<(RelPath, KnownFile), ReadError>,
         gathered: Vec<(RelPath, Hash)>,
     },
     Stored(Stored),
@@ -359,8 +360,8 @@ pub struct Workspace {
     looked_at: Instant,
     /// Ignored now, and still in the hub's tree: taken out of it when the hub has the rules.
     untracked: BTreeSet<RelPath>,
-    /// Large files, to be read one at a time; which one is; and what was read, until a look takes it.
-    to_read: BTreeSet<RelPath>,
+    /// Large files, to be read one at a time, and whether events say that they were written; which one is; and what was read, until a look takes it.
+    to_read: BTreeMap<RelPath, bool>,
     reading: Option<RelPath>,
     read_files: Arc<ReadFiles>,
     /// Looks again although nothing says that it was touched.
@@ -456,7 +457,7 @@ impl Workspace {
             looks: 0,
             looked_at: Instant::now(),
             untracked: BTreeSet::new(),
-            to_read: BTreeSet::new(),
+            to_read: BTreeMap::new(),
             reading: None,
             read_files: Arc::default(),
             dirty: Dirty::everything(),

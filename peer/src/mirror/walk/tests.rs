@@ -228,10 +228,10 @@ fn a_large_file_is_named_and_not_read_until_somebody_has() {
     let large = std::fs::File::create(bench.full("large")).unwrap();
     large.set_len(LARGE_BYTES + 1).unwrap();
     let findings = bench.look(&Dirty::everything(), How::default());
-    assert_eq!(findings.large, [path("large")]);
+    assert_eq!(findings.large, [(path("large"), true)]);
     assert_eq!(said(findings), ["+small"]);
     std::thread::sleep(std::time::Duration::from_millis(50));
-    let read = || crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(false), None).unwrap();
+    let read = || crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(false), None).unwrap().1;
     bench.eyes.read_files.put(path("large"), read());
     assert_eq!(bench.at("large", WRITTEN), ["+large"]);
     assert!(bench.eyes.read_files.is_empty());
@@ -239,9 +239,65 @@ fn a_large_file_is_named_and_not_read_until_somebody_has() {
     bench.eyes.read_files.put(path("large"), read());
     large.set_len(LARGE_BYTES + 2).unwrap();
     let findings = bench.look(&Dirty::everything(), How::default());
-    assert_eq!(findings.large, [path("large")], "what was read is of an older one");
+    assert_eq!(findings.large, [(path("large"), true)], "what was read is of an older one");
     let stopped = crate::mirror::large::read(&bench.eyes.root, &path("large"), &AtomicBool::new(true), None);
     assert!(matches!(stopped, Err(ReadError::Changed)));
+}
+
+#[test]
+fn a_large_file_that_is_renamed_is_not_read_again_unless_it_may_have_been_written() {
+    const RENAMED: Mark = Mark { unclosed: Some(false), deep: false, written: false, tell: false };
+    let bench = Bench::new();
+    let large = std::fs::File::create(bench.full("m")).unwrap();
+    large.set_len(LARGE_BYTES + 1).unwrap();
+    let read = |name: &str| {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        let (now, file) = crate::mirror::large::read(&bench.eyes.root, &path(name), &AtomicBool::new(false), None).unwrap();
+        bench.eyes.read_files.put(now, file);
+        bench.at(name, WRITTEN)
+    };
+    assert_eq!(read("m"), ["+m"]);
+    let mut is_at = "m";
+    let mut rename = |to: &'static str, old: Mark| {
+        std::fs::rename(bench.full(is_at), bench.full(to)).unwrap();
+        let mut dirty = Dirty::default();
+        dirty.mark(path(is_at), old);
+        dirty.mark(path(to), RENAMED);
+        is_at = to;
+        let findings = bench.look(&dirty, How::default());
+        let is_large = !findings.large.is_empty();
+        (said(findings), is_large)
+    };
+    // The new name is looked at before the old one, and after it.
+    assert_eq!(rename("a", RENAMED), (vec!["+a".into(), "-m".into()], false));
+    assert_eq!(rename("z", RENAMED), (vec!["+z".into(), "-a".into()], false));
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    assert!(bench.at("z", RENAMED).is_empty());
+    assert!(bench.everything().is_empty(), "its times vouch for it");
+    let modified = std::fs::metadata(bench.full("z")).unwrap().modified().unwrap();
+    let write_secretly = || {
+        std::os::unix::fs::FileExt::write_all_at(&large, b"other", 0).unwrap();
+        large.set_modified(modified).unwrap();
+    };
+    write_secretly();
+    assert_eq!(rename("b", WRITTEN), (vec!["-z".into()], true), "an event spoke of the old name");
+    assert_eq!(read("b"), ["+b"]);
+    write_secretly();
+    assert!(bench.at("b", WRITTEN).is_empty(), "it is to be read");
+    assert_eq!(rename("c", RENAMED), (vec!["-b".into()], true), "an earlier event spoke of it");
+    assert_eq!(read("c"), ["+c"]);
+    std::fs::hard_link(bench.full("c"), dir_of(&bench).join("elsewhere")).unwrap();
+    assert_eq!(rename("d", RENAMED), (vec!["-c".into()], true), "it may be written under a name that nobody watches");
+    // It was read, and no look has taken that yet.
+    std::fs::remove_file(dir_of(&bench).join("elsewhere")).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let (now, file) = crate::mirror::large::read(&bench.eyes.root, &path("d"), &AtomicBool::new(false), None).unwrap();
+    bench.eyes.read_files.put(now, file);
+    assert_eq!(rename("e", RENAMED), (vec!["+e".into()], false));
+}
+
+fn dir_of(bench: &Bench) -> &std::path::Path {
+    bench.dir.path()
 }
 
 #[test]

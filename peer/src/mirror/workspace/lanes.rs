@@ -261,11 +261,11 @@ impl Workspace {
         let dirty = &self.dirty;
         self.read_files.retain(|path| dirty.everything || dirty.paths.contains_key(path));
         self.note_troubles(&looked_at, troubles);
-        large.iter().for_each(|path| self.is_large(path));
+        large.iter().for_each(|(path, written)| self.is_large(path, *written));
         if !(self.hot.is_empty() && self.unclosed.is_empty()) {
             let looked_at: BTreeSet<&str> = looked_at.iter().map(String::as_str).collect();
             let open: BTreeSet<&RelPath> = unclosed.iter().collect();
-            let changing: BTreeSet<&RelPath> = large.iter().chain(&busy).collect();
+            let changing: BTreeSet<&RelPath> = large.iter().map(|(path, _)| path).chain(&busy).collect();
             self.unclosed.retain(|path, _| open.contains(path) || !looked_at.contains(path.as_str()));
             self.hot.retain(|path, _| changing.contains(path) || open.contains(path) || !looked_at.contains(path.as_str()));
         }

@@ -10,13 +10,13 @@ impl Workspace {
     }
 
     pub(super) fn is_to_be_read(&self, path: &RelPath) -> bool {
-        self.reading.as_ref() == Some(path) || self.to_read.contains(path)
+        self.reading.as_ref() == Some(path) || self.to_read.contains_key(path)
     }
 
     /// A look has found it. One that changes all the time is read at its own pace.
-    pub(super) fn is_large(&mut self, path: &RelPath) {
+    pub(super) fn is_large(&mut self, path: &RelPath, written: bool) {
         if self.hot.get_mut(path).is_none_or(|hot| std::mem::take(&mut hot.due)) {
-            self.to_read.insert(path.clone());
+            *self.to_read.entry(path.clone()).or_default() |= written;
         }
         self.say_hot(path);
     }
@@ -25,7 +25,7 @@ impl Workspace {
         if self.reading.is_some() || self.root_gone {
             return;
         }
-        let Some(path) = self.to_read.pop_first() else { return };
+        let Some((path, _)) = self.to_read.pop_first() else { return };
         self.reading = Some(path.clone());
         let mut gather = if self.is_news(&path) { self.start_gathering(LARGE) } else { None };
         let (root, stop, tell) = (self.root.clone(), self.stop.clone(), self.tell.clone());
@@ -47,13 +47,17 @@ impl Workspace {
         }
     }
 
-    pub(super) fn was_read(&mut self, path: RelPath, file: Result<KnownFile, ReadError>, gathered: Vec<(RelPath, Hash)>) {
+    pub(super) fn was_read(&mut self, path: RelPath, file: Result<(RelPath, KnownFile), ReadError>, gathered: Vec<(RelPath, Hash)>) {
         self.reading = None;
         self.gathering[LARGE].extend(gathered);
         match file {
-            Ok(file) => {
-                self.read_files.put(path.clone(), file);
-                self.dirty.mark(path, LOOK);
+            Ok((now, file)) => {
+                // Found there since, and not written: it is this one.
+                if now != path && self.to_read.get(&now) == Some(&false) {
+                    self.to_read.remove(&now);
+                }
+                self.read_files.put(now.clone(), file);
+                self.dirty.mark(now, LOOK);
             }
             Err(ReadError::Changed) => self.is_hot(path),
             Err(ReadError::Gone) => self.dirty.mark(path, LOOK),
