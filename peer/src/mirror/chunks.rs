@@ -3,7 +3,21 @@
 //! With it an edit in a large file costs the chunks around it: going up, a chunk whose bytes were sealed before needs no sealing; coming down, a chunk that the old
 //! file holds needs no fetching.
 
-use cortex_wire::mirror::entry::Sid;
+use std::borrow::Borrow;
+
+use cortex_wire::mirror::{
+    entry::{Sid, Span},
+    path::RelPath,
+};
+
+use super::{root::split, store::Store};
+
+/// From so many bytes on, a file that has no last version is compared with others…
+const WORTH_SEARCHING: u64 = 8 * 1024 * 1024;
+/// …with so many at most…
+const ALIKE: usize = 16;
+/// …and so many of their chunks: some 16 GB of files, and 16 MB of memory.
+const ALIKE_CHUNKS: usize = 131_072;
 
 /// One chunk of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +39,11 @@ pub struct ChunkMap(pub Vec<Cut>);
 const CUT_BYTES: usize = 72;
 
 impl ChunkMap {
+    /// Where the bytes are, in order.
+    pub fn spans(&self) -> Vec<Span> {
+        self.0.iter().map(|cut| Span { sid: cut.sid, offset: cut.offset, length: cut.length }).collect()
+    }
+
     /// As a row.
     pub fn encode(&self) -> Vec<u8> {
         let mut row = Vec::with_capacity(self.0.len() * CUT_BYTES);
@@ -50,6 +69,30 @@ impl ChunkMap {
         };
         if rest.is_empty() { cuts.iter().map(cut).collect::<Option<_>>().map(Self) } else { None }
     }
+}
+
+/// The contents of those files that are nearest to a new one's path and size, out of `files` (paths, sizes, contents): a new version often comes under a name of its own.
+pub fn alike<P: Borrow<RelPath>>(path: &RelPath, size: u64, files: impl Iterator<Item = (P, u64, [u8; 32])>) -> Vec<[u8; 32]> {
+    if size < WORTH_SEARCHING {
+        return Vec::new();
+    }
+    let (folder, _) = split(path.as_str());
+    let near = |other: &RelPath, other_size: u64| (split(other.as_str()).0 != folder, other_size.abs_diff(size));
+    let large = files.filter(|(_, size, _)| *size >= WORTH_SEARCHING);
+    let mut nearest: Vec<_> = large.map(|(other, size, content)| (near(other.borrow(), size), content)).collect();
+    nearest.sort_unstable();
+    nearest.dedup();
+    nearest.into_iter().take(ALIKE).map(|(_, content)| content).collect()
+}
+
+/// How they are cut, as far as it is known and within reason. Blocks.
+pub fn maps(store: &Store, contents: &[[u8; 32]]) -> Vec<ChunkMap> {
+    let mut room = ALIKE_CHUNKS;
+    let in_room = |map: &ChunkMap| {
+        room = room.saturating_sub(map.0.len());
+        room > 0
+    };
+    contents.iter().filter_map(|content| store.map(content)).take_while(in_room).collect()
 }
 
 #[cfg(test)]

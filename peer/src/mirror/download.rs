@@ -5,7 +5,7 @@
 //! of, a staged file has the hash that was announced, or is no staged file.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, Read as _},
     os::unix::fs::FileExt as _,
@@ -21,19 +21,19 @@ use cortex_runtime::chunk::{Asker, ChunkError, ChunkSource, Found};
 use cortex_wire::{
     limits,
     mirror::{
-        cut::Unfolding,
+        cut::{self, Unfolding},
         entry::{Content, Sid, Span},
         path::RelPath,
         replica::Trouble,
-        seal::{Keys, Opener},
+        seal::{Keys, Opener, SealError, Sealer},
     },
 };
 use tokio::sync::mpsc;
 
 use super::{
     apply::Failed,
-    cache::Cache,
-    chunks::{ChunkMap, Cut},
+    cache::{Cache, Known},
+    chunks::{self, ChunkMap, Cut},
     flight::offline,
     plan::{Piece, Plan, Step},
     read::BUFFER_BYTES,
@@ -75,6 +75,10 @@ impl Kitchen {
         self.afresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Something was put together, or was not because what lies here is something else. What strangers only say wrongly is not remembered: there is no end to it.
     fn learn(&self, wanted: &Wanted, staged: &Result<Staged, Trouble>, from_here: bool) {
         match staged {
@@ -108,11 +112,8 @@ pub struct Staged {
 pub async fn fetch(kitchen: &Kitchen, chunks: Arc<dyn ChunkSource>, asker: Asker, wanted: Vec<Wanted>) -> Vec<Result<Staged, Trouble>> {
     let mut files = Vec::with_capacity(wanted.len());
     for wanted in wanted {
-        let spans = if wanted.content.depth == 0 {
-            Ok(wanted.content.spans.to_vec())
-        } else {
-            unfold(kitchen, &*chunks, asker, &wanted.content).await
-        };
+        let spans =
+            if wanted.content.depth == 0 { Ok(wanted.content.spans.to_vec()) } else { unfold(kitchen, &*chunks, asker, &wanted).await };
         files.push((wanted, spans));
     }
     let owned = kitchen.clone();
@@ -146,11 +147,14 @@ pub async fn fetch(kitchen: &Kitchen, chunks: Arc<dyn ChunkSource>, asker: Asker
     outcomes.unwrap_or_default()
 }
 
-/// Reads a long list of spans.
-async fn unfold(kitchen: &Kitchen, chunks: &dyn ChunkSource, asker: Asker, content: &Content) -> Result<Vec<Span>, Trouble> {
+/// Reads a long list of spans. Pages that are the same in the file's last version are not fetched.
+async fn unfold(kitchen: &Kitchen, chunks: &dyn ChunkSource, asker: Asker, wanted: &Wanted) -> Result<Vec<Span>, Trouble> {
+    let content = &wanted.content;
     if let Some(map) = kitchen.store.map(&content.hash) {
-        return Ok(map.0.iter().map(|cut| Span { sid: cut.sid, offset: cut.offset, length: cut.length }).collect());
+        return Ok(map.spans());
     }
+    let (owned, file) = (kitchen.clone(), wanted.clone());
+    let here = tokio::task::spawn_blocking(move || pages_here(&owned, &file)).await.unwrap_or_default();
     let bad = |error: &dyn std::fmt::Display| Trouble { code: "bad_content".into(), message: error.to_string() };
     let mut unfolding = Unfolding::new(content).map_err(|error| bad(&error))?;
     let mut opener = Opener::new(kitchen.keys.clone());
@@ -161,17 +165,49 @@ async fn unfold(kitchen: &Kitchen, chunks: &dyn ChunkSource, asker: Asker, conte
             // Gone with this block: whoever sends does not wait for a reader that has given up.
             let mut told = told;
             for page in &pages {
+                if let Some(plain) = here.get(&page.sid) {
+                    unfolding.page(part(plain, page)?).map_err(|error| bad(&error))?;
+                    continue;
+                }
                 let found = told.recv().await.ok_or_else(|| offline(ChunkError::Lost))?;
                 let plain = open(&mut opener, found, page.sid)?;
                 unfolding.page(part(&plain, page)?).map_err(|error| bad(&error))?;
             }
             Ok::<_, Trouble>(())
         };
-        let (fetched, taken) = tokio::join!(chunks.fetch(asker, pages.iter().map(|page| page.sid).collect(), tell), take);
+        let elsewhere: Vec<Sid> = pages.iter().map(|page| page.sid).filter(|sid| !here.contains_key(sid)).collect();
+        let fetch = async { if elsewhere.is_empty() { Ok(()) } else { chunks.fetch(asker, elsewhere, tell).await } };
+        let (fetched, taken) = tokio::join!(fetch, take);
         fetched.map_err(offline)?;
         taken?;
     }
     unfolding.finish().map_err(|error| bad(&error))
+}
+
+/// Pages of the last version's list, or of those of files like it, made again of how they are cut.
+fn pages_here(kitchen: &Kitchen, wanted: &Wanted) -> HashMap<Sid, Vec<u8>> {
+    let mut pages = HashMap::new();
+    if kitchen.afresh().contains(&wanted.content.hash) {
+        return pages;
+    }
+    let contents = {
+        let cache = kitchen.cache();
+        let files = cache.iter().filter_map(|(path, known)| if let Known::File(file) = known { Some((path, file)) } else { None });
+        let alike = || chunks::alike(&wanted.path, wanted.content.size, files.map(|(path, file)| (path, file.stat.size, file.content)));
+        cache.file(&wanted.path).map_or_else(alike, |last| vec![last.content])
+    };
+    let maps = chunks::maps(&kitchen.store, &contents);
+    let mut sealer = Sealer::new(kitchen.keys.clone());
+    for map in maps {
+        let seal = |page: &[u8]| {
+            let sid = sealer.seal(page)?.sid();
+            pages.insert(sid, page.to_vec());
+            Ok::<_, SealError>(sid)
+        };
+        // Without a key they are fetched.
+        let _ = cut::content(0, [0; 32], map.spans(), seal);
+    }
+    pages
 }
 
 fn open(opener: &mut Opener, found: Found, sid: Sid) -> Result<Bytes, Trouble> {
@@ -526,17 +562,26 @@ mod tests {
                 map.0.push(Cut { length: piece.len() as u32, plain: *blake3::hash(piece).as_bytes(), sid: sealed.sid(), offset: 0 });
                 self.chunks.held.insert(sealed.sid(), sealed);
             }
-            let spans = map.0.iter().map(|cut| Span { sid: cut.sid, offset: 0, length: cut.length }).collect();
             let bytes = pieces.concat();
-            (Content { size: bytes.len() as u64, hash: *blake3::hash(&bytes).as_bytes(), depth: 0, spans }, map)
+            let page = |page: &[u8]| {
+                let sealed = sealer.seal(page)?;
+                let sid = sealed.sid();
+                self.chunks.held.insert(sid, sealed);
+                Ok::<_, SealError>(sid)
+            };
+            (cut::content(bytes.len() as u64, *blake3::hash(&bytes).as_bytes(), map.spans(), page).unwrap(), map)
         }
 
         /// A file that lies here, and is known to be cut like that.
         async fn lies_here(&mut self, path: &str, pieces: &[&[u8]]) {
             let (content, map) = self.content(pieces);
-            std::fs::write(self.kitchen.root.path().join(path), pieces.concat()).unwrap();
-            let contents = read::hash(self.kitchen.root.top(), path, &mut vec![0; BUFFER_BYTES]).unwrap();
-            self.kitchen.cache.lock().unwrap().set(&path.parse().unwrap(), Some(Known::File(KnownFile::new(&contents, now_ns()))));
+            let full = self.kitchen.root.path().join(path);
+            std::fs::create_dir_all(full.parent().unwrap()).unwrap();
+            std::fs::write(full, pieces.concat()).unwrap();
+            let path: RelPath = path.parse().unwrap();
+            let (folder, name) = self.kitchen.root.place(&path).unwrap();
+            let contents = read::hash(&folder, name, &mut vec![0; BUFFER_BYTES]).unwrap();
+            self.kitchen.cache.lock().unwrap().set(&path, Some(Known::File(KnownFile::new(&contents, now_ns()))));
             let mut rows = Rows::default();
             rows.map(&content.hash, Some(&map));
             self.kitchen.store.write(rows).await.unwrap().unwrap();
@@ -577,6 +622,25 @@ mod tests {
         let (short, _) = bench.content(&[&[head], &one[..20]].concat());
         assert_eq!(bench.fetch("four", &short).await, Ok(21), "it is not searched for what is fetched as soon");
         assert_eq!(bench.fetch("one", &short).await, Ok(1), "the last version is looked at whatever the size");
+    }
+
+    #[tokio::test]
+    async fn of_a_long_list_only_what_has_changed_is_fetched() {
+        let mut bench = Bench::new();
+        let one = noise(1, 40 << 20);
+        let one: Vec<&[u8]> = one.chunks(20_000).collect();
+        bench.lies_here("folder/one", &one).await;
+        let head: &[u8] = b"new";
+        let (content, _) = bench.content(&[&[head], &one[..]].concat());
+        assert!(content.depth > 0 && content.spans.len() > 8, "{content:?}");
+        for path in ["folder/one", "folder/one.part"] {
+            let fetched = bench.fetch(path, &content).await;
+            assert!(matches!(fetched, Ok(2..=3)), "{path}: {fetched:?}");
+        }
+        // It is not what it was taken for: nothing that was made of it is believed.
+        std::fs::write(bench.kitchen.root.path().join("folder/one"), b"other").unwrap();
+        assert_eq!(bench.fetch("folder/one", &content).await, Err("changed".into()));
+        assert_eq!(bench.fetch("folder/one", &content).await, Ok(one.len() + 1 + content.spans.len()));
     }
 
     #[tokio::test]

@@ -34,10 +34,10 @@ use tokio::{
 
 use super::{
     cache::Cache,
-    chunks::{ChunkMap, Cut},
+    chunks::{self, ChunkMap, Cut},
     cutting,
     read::{Contents, ReadError, Reading},
-    root::{Root, split},
+    root::Root,
     sealers::{Sealers, Sealing},
     store::Store,
 };
@@ -46,12 +46,6 @@ use super::{
 pub const QUEUE: usize = 16;
 /// Chunks that are sealed side by side, or wait for it.
 const SIDE_BY_SIDE: usize = 16;
-/// From so many bytes on, a file that has no last version is compared with others…
-const WORTH_SEARCHING: u64 = 8 * 1024 * 1024;
-/// …with so many at most…
-const ALIKE: usize = 16;
-/// …and so many of their chunks: some 16 GB of files, and 16 MB of memory.
-const ALIKE_CHUNKS: usize = 131_072;
 /// A copy of something that the hub has is looked for when so many files go up together.
 const WORTH_LOOKING: usize = 2;
 
@@ -469,34 +463,14 @@ impl Maker {
         };
         let same = now.and_then(|content| self.source.store.map(&content));
         let mut maps: Vec<ChunkMap> = [before, same].into_iter().flatten().collect();
-        if maps.is_empty() && size >= WORTH_SEARCHING {
-            maps = self.alike(path, size);
+        if maps.is_empty() {
+            let files = self.source.hub.iter();
+            let files =
+                files.filter_map(
+                    |(path, entry)| if let Entry::File { content, .. } = entry { Some((path, content.size, content.hash)) } else { None },
+                );
+            maps = chunks::maps(&self.source.store, &chunks::alike(path, size, files));
         }
         maps.into_iter().flat_map(|map| map.0).map(|cut| (cut.plain, cut)).collect()
-    }
-
-    /// How the hub's large files are cut that are nearest to a path and a size: a new version often comes under a name of its own.
-    fn alike(&self, path: &RelPath, size: u64) -> Vec<ChunkMap> {
-        let (folder, _) = split(path.as_str());
-        let mut files: Vec<_> = self
-            .source
-            .hub
-            .iter()
-            .filter_map(|(other, entry)| match entry {
-                Entry::File { content, .. } if content.size >= WORTH_SEARCHING => {
-                    let is_elsewhere = split(other.as_str()).0 != folder;
-                    Some(((is_elsewhere, content.size.abs_diff(size)), content.hash))
-                }
-                _ => None,
-            })
-            .collect();
-        files.sort_unstable();
-        let mut room = ALIKE_CHUNKS;
-        let maps = files.iter().take(ALIKE).filter_map(|(_, content)| self.source.store.map(content));
-        maps.take_while(|map| {
-            room = room.saturating_sub(map.0.len());
-            room > 0
-        })
-        .collect()
     }
 }
