@@ -11,7 +11,7 @@
 //! | `swap-…` | a link or folder, not in its place yet, or a file that was displaced by it | see below, for a file |
 //! | `gone-…` | what was to be removed, and not looked at yet | see below |
 //!
-//! What was displaced or removed is let go when it is contents that are known, and kept as a conflict copy when it is not: then it was somebody's edit. So a
+//! What was displaced or removed is let go when it is a file that the hub has or had, and kept as a conflict copy when it is not: then it was somebody's edit. So a
 //! crash at any point leaves the old or the new contents at a path, and no edit is lost.
 
 use std::{
@@ -24,7 +24,10 @@ use std::{
     },
 };
 
-use cortex_wire::{limits, mirror::path::RelPath};
+use cortex_wire::{
+    limits,
+    mirror::{entry::Hash, path::RelPath},
+};
 use data_encoding::HEXLOWER;
 use rustix::{
     fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat_with, symlinkat, syncfs, unlinkat},
@@ -57,12 +60,12 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Opens the stage and clears up what an earlier start left. `is_known`: contents that are safe elsewhere. Returns the conflict copies that
+    /// Opens the stage and clears up what an earlier start left. `is_known`: files that are safe elsewhere. Returns the conflict copies that
     /// were made of the rest.
     ///
     /// # Errors
     /// The system's.
-    pub fn open(root: &Root, now_ms: i64, is_known: impl Fn(&[u8; 32]) -> bool) -> io::Result<(Self, Vec<String>)> {
+    pub fn open(root: &Root, now_ms: i64, is_known: impl Fn(&Hash) -> bool) -> io::Result<(Self, Vec<String>)> {
         let folder = root.own(STAGE)?;
         let lot = |lot: usize| folder.make_folder(&lot.to_string());
         let lots = [lot(0)?, lot(1)?, lot(2)?, lot(3)?];
@@ -71,12 +74,11 @@ impl Stage {
         let mut left = BTreeMap::new();
         let mut buffer = vec![0; BUFFER_BYTES];
         for name in stage.names()? {
-            let contents = read::hash(stage.folder_of(&name), &name, &mut buffer).ok().map(|contents| contents.hash);
-            match contents {
-                Some(hash) if staged_hash(&name) == Some(hash) => {
-                    left.insert(hash, name);
+            match read::hash(stage.folder_of(&name), &name, &mut buffer).ok() {
+                Some(contents) if staged_hash(&name) == Some(contents.hash) => {
+                    left.insert(contents.hash, name);
                 }
-                Some(hash) if !name.starts_with("part-") && !is_known(&hash) => {
+                Some(contents) if !name.starts_with("part-") && !is_known(&contents.file_hash()) => {
                     copies.push(stage.keep_copy(root, &name, "recovered", now_ms)?);
                 }
                 _ => stage.discard(&name),
@@ -283,7 +285,7 @@ mod tests {
         write(&name_of("new"), "an edit that was displaced by new");
         write("gone-4", "known");
         write("gone-5", "an edit that was to be removed");
-        let known = *blake3::hash(b"known").as_bytes();
+        let known = cortex_wire::mirror::entry::file_hash(5, blake3::hash(b"known").as_bytes(), false);
         let (stage, mut copies) = Stage::open(&root, 1_700_000_000_000, |hash| *hash == known).unwrap();
         copies.sort();
         assert_eq!(copies, [".cortex/conflicts/recovered.20231114T221320Z", ".cortex/conflicts/recovered.20231114T221320Z-1"]);

@@ -12,7 +12,8 @@
 //! What the engine and the cache have learned is made durable before a proposal goes out. Everything else can be learned again after a crash.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    cell::LazyCell,
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -371,7 +372,7 @@ pub struct Workspace {
     staging: VecDeque<(u64, Option<List>)>,
     lists_begun: u64,
     cooks: Arc<Semaphore>,
-    afresh: Arc<Mutex<std::collections::HashSet<[u8; 32]>>>,
+    afresh: Arc<Mutex<HashSet<[u8; 32]>>>,
     /// What has come together while something else was brought to the disk goes there together.
     written: Ready,
     syncing: bool,
@@ -426,9 +427,12 @@ impl Workspace {
             (store, kept) = Store::open(&file)?;
         }
         let cache = Cache::load(kept.seen);
-        let known: std::collections::HashSet<[u8; 32]> =
-            cache.iter().filter_map(|(_, known)| if let Known::File(file) = known { Some(file.content) } else { None }).collect();
-        let (stage, copies) = Stage::open(&root, clock::now_ms(), |content| known.contains(content)).map_err(OpenError::Stage)?;
+        // What was only seen here may be an edit that was about to lose a conflict.
+        let agreed = LazyCell::new(|| -> HashSet<Hash> {
+            let bases = kept.saved.rows.iter().filter_map(|(_, row)| row.base);
+            kept.saved.hub.iter().map(|(_, entry)| entry.hash()).chain(bases).collect()
+        });
+        let (stage, copies) = Stage::open(&root, clock::now_ms(), |hash| agreed.contains(hash)).map_err(OpenError::Stage)?;
         for copy in copies {
             tracing::warn!(session = %options.session, copy, "an edit that was displaced when the peer was killed is kept here");
         }

@@ -39,7 +39,7 @@ impl Bench {
     fn restart(self, known: &[&str]) -> (Self, Vec<String>) {
         let Self { dir, hands } = self;
         let root = Arc::new(Root::open(&dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap());
-        let known: Vec<_> = known.iter().map(|text| content(text)).collect();
+        let known: Vec<_> = known.iter().map(|text| hash(text)).collect();
         let (stage, copies) = Stage::open(&root, 0, |hash| known.contains(hash)).unwrap();
         (Self { dir, hands: Hands { root, stage: Arc::new(stage), ..hands } }, copies)
     }

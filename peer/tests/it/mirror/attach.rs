@@ -94,6 +94,36 @@ async fn after_detach_nothing_follows_and_the_files_stay() {
     assert_eq!(std::fs::read_dir(state).unwrap().count(), 0, "what was remembered is gone");
 }
 
+/// Killed between the exchange in which an edit lost its place and the moment in which it is put aside. That it was seen is no reason to let it go.
+#[tokio::test]
+async fn an_edit_that_the_hub_never_had_survives_a_death_in_the_middle_of_losing_its_place() {
+    let hub = Hub::new();
+    let mut a = Node::attached(&hub);
+    a.write("agreed", "first");
+    hub.until("the file", |state| state.tree.get(&"agreed".parse().unwrap()).map(|_| ())).await;
+    hub.converge(&[&a]).await;
+    hub.state.lock().unwrap().paused = true;
+    hub.to(&a, to_workspace::Frame::State(WorkspaceState { paused: true, ..WorkspaceState::default() }));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    a.write("edit", "mine");
+    hub.until("it was seen", |state| (state.status.get(&a.id)?.up_files > 0).then_some(())).await;
+    a.stop(&hub).await;
+    let displaced = |name: &str, by: &str, number: u32| {
+        let hash = blake3::hash(by.as_bytes()).to_hex();
+        std::fs::rename(a.path(name), a.path(&format!(".cortex/stage/ready-{hash}-{number}"))).unwrap();
+        a.write(name, by);
+    };
+    displaced("edit", "theirs", 900);
+    displaced("agreed", "second", 901);
+    a.connect(&hub);
+    hub.until("it is here again", |state| state.status.get(&a.id).map(|_| ())).await;
+    let kept: Vec<String> = std::fs::read_dir(a.path(".cortex/conflicts"))
+        .unwrap()
+        .map(|copy| std::fs::read_to_string(copy.unwrap().path()).unwrap())
+        .collect();
+    assert_eq!(kept, ["mine"], "and what was agreed on is at the hub");
+}
+
 #[tokio::test]
 async fn a_state_that_is_older_than_the_disk_as_after_a_crash_heals_by_itself() {
     let hub = Hub::new();
