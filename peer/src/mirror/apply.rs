@@ -507,9 +507,8 @@ impl Batch<'_> {
 
     /// Puts it where nothing is; returns `false` when something is.
     fn put_new(&mut self, folder: &Folder, name: &str, task: &Task, staged: &str) -> Result<bool, Error> {
-        let stage = self.hands.stage.folder_of(staged);
-        let ours = stage.stat(staged)?;
-        match renameat_with(stage, staged, folder, name, RenameFlags::NOREPLACE) {
+        let ours = self.hands.stage.stat(staged)?;
+        match self.hands.stage.put(staged, folder, name) {
             Ok(()) => {
                 self.touch(&task.path);
                 self.placed(folder, name, task, ours).map(|()| true)

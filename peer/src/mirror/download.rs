@@ -38,7 +38,7 @@ use super::{
     plan::{Piece, Plan, Step},
     read::BUFFER_BYTES,
     root::Root,
-    stage::Stage,
+    stage::{Part, Stage},
     store::Store,
 };
 
@@ -276,7 +276,7 @@ impl Cook<'_> {
     }
 
     fn small(&self, wanted: &Wanted, bytes: &[u8]) -> Result<Staged, Trouble> {
-        let mut target = Target::begin(&self.kitchen.stage, wanted)?;
+        let mut target = Target::begin_small(&self.kitchen.stage, wanted)?;
         target.write(bytes).map_err(|error| io_trouble(&error))?;
         target.complete(wanted, blake3::hash(bytes), None)
     }
@@ -414,25 +414,33 @@ impl Syncer {
 /// A file in the stage that is being written. Dropped before it is complete, it is removed.
 struct Target<'a> {
     stage: &'a Stage,
-    name: String,
-    file: File,
+    part: Option<Part>,
     size: u64,
     /// The file ends with zeroes that were not written.
     hole: bool,
-    done: bool,
 }
 
 impl<'a> Target<'a> {
     fn begin(stage: &'a Stage, wanted: &Wanted) -> Result<Self, Trouble> {
-        let (name, file) = stage.begin(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
-        Ok(Self { stage, name, file, size: 0, hole: false, done: false })
+        let part = stage.begin(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
+        Ok(Self { stage, part: Some(part), size: 0, hole: false })
+    }
+
+    /// For a file of one piece.
+    fn begin_small(stage: &'a Stage, wanted: &Wanted) -> Result<Self, Trouble> {
+        let part = stage.begin_small(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
+        Ok(Self { stage, part: Some(part), size: 0, hole: false })
+    }
+
+    fn file(&self) -> io::Result<&File> {
+        self.part.as_ref().map(|part| &part.file).ok_or_else(|| io::Error::other("it is complete"))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         // Whole chunks of zeroes stay holes.
         self.hole = bytes.len() >= limits::CHUNK_BYTES / 16 && bytes.iter().all(|byte| *byte == 0);
         if !self.hole {
-            self.file.write_all_at(bytes, self.size)?;
+            self.file()?.write_all_at(bytes, self.size)?;
         }
         self.size += bytes.len() as u64;
         Ok(())
@@ -448,7 +456,7 @@ impl<'a> Target<'a> {
                 synced = self.size;
                 match &syncer {
                     Some(syncer) => syncer.sync(),
-                    None => syncer = Some(Syncer::start(self.file.try_clone()?)?),
+                    None => syncer = Some(Syncer::start(self.file()?.try_clone()?)?),
                 }
             }
         }
@@ -462,17 +470,17 @@ impl<'a> Target<'a> {
             let message = "its pieces do not come to the contents that were announced".into();
             return Err(Trouble { code: CHANGED.into(), message });
         }
-        let completed = if self.hole { self.file.set_len(self.size) } else { Ok(()) };
+        let completed = if self.hole { self.file().and_then(|file| file.set_len(self.size)) } else { Ok(()) };
         completed.map_err(|error| io_trouble(&error))?;
-        self.done = true;
-        Ok(Staged { name: std::mem::take(&mut self.name), map })
+        let name = self.part.take().map(|part| self.stage.complete(part)).unwrap_or_default();
+        Ok(Staged { name, map })
     }
 }
 
 impl Drop for Target<'_> {
     fn drop(&mut self) {
-        if !self.done {
-            self.stage.discard(&self.name);
+        if let Some(part) = &self.part {
+            self.stage.discard(&part.name);
         }
     }
 }

@@ -391,6 +391,17 @@ impl Folder {
         openat(&self.fd, name, flags, Mode::from_raw_mode(mode)).map(File::from)
     }
 
+    /// Makes a file without a name, on the file system of this folder. `mode` goes through the umask.
+    ///
+    /// # Errors
+    /// The system's; many, where there are no such files.
+    pub fn create_unnamed(&self, mode: u32) -> Result<File, Errno> {
+        #[cfg(target_os = "linux")]
+        return openat(&self.fd, ".", OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC, Mode::from_raw_mode(mode)).map(File::from);
+        #[cfg(not(target_os = "linux"))]
+        return Err(Errno::OPNOTSUPP);
+    }
+
     /// Opens a folder in this one, which is made when it is not there. Something else under that name is removed.
     ///
     /// # Errors

@@ -11,16 +11,19 @@
 //! | `swap-…` | a link or folder, not in its place yet, or a file that was displaced by it | see below, for a file |
 //! | `gone-…` | what was to be removed, and not looked at yet | see below |
 //!
+//! Small files have no name while they wait, but are held open, where the file system can do that: a name that is given and taken away again costs as much as writing the file. A crash leaves nothing of them.
+//!
 //! What was displaced or removed is let go when it is a file that the hub has or had, and kept as a conflict copy when it is not: then it was somebody's edit. So a
 //! crash at any point leaves the old or the new contents at a path, and no edit is lost.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     fs::File,
     io,
+    os::fd::AsRawFd as _,
     sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -30,13 +33,14 @@ use cortex_wire::{
 };
 use data_encoding::HEXLOWER;
 use rustix::{
-    fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat_with, symlinkat, syncfs, unlinkat},
+    fs::{AtFlags, CWD, Mode, RenameFlags, fsync, linkat, mkdirat, renameat_with, symlinkat, syncfs, unlinkat},
     io::Errno,
+    process::{Resource, getrlimit},
 };
 
 use super::{
     read::{self, BUFFER_BYTES},
-    root::{CONFLICTS, Folder, Root, STAGE},
+    root::{CONFLICTS, Folder, Root, STAGE, Stat},
 };
 
 /// A conflict copy's name is the path's last component, this many bytes of it at most, and the time.
@@ -48,6 +52,48 @@ pub const FEW: usize = 16;
 /// Folders in the stage.
 const LOTS: usize = 4;
 
+/// Files without a name that this program holds open, in all stages, and how many they may be: half of what the system allows it, within reason.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+static OPEN_AT_MOST: LazyLock<usize> = LazyLock::new(|| {
+    let allowed = getrlimit(Resource::Nofile).current.and_then(|files| usize::try_from(files).ok()).unwrap_or(usize::MAX);
+    (allowed / 2).min(8_192)
+});
+
+/// A file that comes to the stage.
+#[derive(Debug)]
+pub struct Part {
+    /// By this name the stage knows it.
+    pub name: String,
+    /// To be written.
+    pub file: File,
+    /// It has no name in the file system.
+    place: Option<OpenPlace>,
+}
+
+/// One of the files that may be open.
+#[derive(Debug)]
+struct OpenPlace;
+
+impl OpenPlace {
+    fn take() -> Option<Self> {
+        let more = |open| (open < *OPEN_AT_MOST).then_some(open + 1);
+        OPEN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self)
+    }
+}
+
+impl Drop for OpenPlace {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A complete file without a name.
+#[derive(Debug)]
+struct Unnamed {
+    file: File,
+    _place: OpenPlace,
+}
+
 /// The stage of one workspace.
 #[derive(Debug)]
 pub struct Stage {
@@ -55,6 +101,11 @@ pub struct Stage {
     /// Where contents that come are written: the kernel lets one at a time change a folder, and others are taken out meanwhile.
     lots: [Folder; LOTS],
     number: AtomicU64,
+    unnamed: Mutex<HashMap<String, Arc<Unnamed>>>,
+    /// The file system knows no files without a name.
+    needs_names: AtomicBool,
+    /// The kernel lets this user give an open file a name by way of `/proc` only.
+    needs_proc: AtomicBool,
     /// Complete contents of an earlier start, by hash.
     left: Mutex<BTreeMap<[u8; 32], String>>,
 }
@@ -69,7 +120,15 @@ impl Stage {
         let folder = root.own(STAGE)?;
         let lot = |lot: usize| folder.make_folder(&lot.to_string());
         let lots = [lot(0)?, lot(1)?, lot(2)?, lot(3)?];
-        let stage = Self { folder, lots, number: AtomicU64::new(0), left: Mutex::default() };
+        let stage = Self {
+            folder,
+            lots,
+            number: AtomicU64::new(0),
+            unnamed: Mutex::default(),
+            needs_names: AtomicBool::new(false),
+            needs_proc: AtomicBool::new(false),
+            left: Mutex::default(),
+        };
         let mut copies = Vec::new();
         let mut left = BTreeMap::new();
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -119,19 +178,90 @@ impl Stage {
         self.number.fetch_add(1, Ordering::Relaxed)
     }
 
+    fn unnamed(&self) -> MutexGuard<'_, HashMap<String, Arc<Unnamed>>> {
+        self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unnamed_file(&self, name: &str) -> Option<Arc<Unnamed>> {
+        if name.starts_with("open-") { self.unnamed().get(name).cloned() } else { None }
+    }
+
     /// Makes a file for contents that are to come, and will have this hash.
     ///
     /// # Errors
     /// The system's.
-    pub fn begin(&self, hash: &[u8; 32], executable: bool) -> io::Result<(String, File)> {
+    pub fn begin(&self, hash: &[u8; 32], executable: bool) -> io::Result<Part> {
         loop {
             let name = format!("part-{}-{}", HEXLOWER.encode(hash), self.number());
-            match self.folder_of(&name).create(&name, if executable { 0o777 } else { 0o666 }) {
-                Ok(file) => return Ok((name, file)),
+            match self.folder_of(&name).create(&name, mode(executable)) {
+                Ok(file) => return Ok(Part { name, file, place: None }),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// The same for a small file, of which nothing is kept over a crash.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn begin_small(&self, hash: &[u8; 32], executable: bool) -> io::Result<Part> {
+        if !self.needs_names.load(Ordering::Relaxed)
+            && let Some(place) = OpenPlace::take()
+        {
+            let number = self.number();
+            let lot = &self.lots[usize::try_from(number).unwrap_or(0) % LOTS];
+            match lot.create_unnamed(mode(executable)) {
+                Ok(file) => return Ok(Part { name: format!("open-{number}"), file, place: Some(place) }),
+                Err(Errno::NOSPC | Errno::DQUOT | Errno::MFILE | Errno::NFILE) => {}
+                Err(_) => self.needs_names.store(true, Ordering::Relaxed),
+            }
+        }
+        self.begin(hash, executable)
+    }
+
+    /// Takes a file that is complete. Returns its name here.
+    pub fn complete(&self, Part { name, file, place }: Part) -> String {
+        if let Some(place) = place {
+            self.unnamed().insert(name.clone(), Arc::new(Unnamed { file, _place: place }));
+        }
+        name
+    }
+
+    /// How something in the stage looks.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn stat(&self, name: &str) -> Result<Option<Stat>, Errno> {
+        match self.unnamed_file(name) {
+            // As it will when it has a name.
+            Some(unnamed) => Stat::of_open(&unnamed.file).map(|stat| Some(Stat { links: 1, ..stat })),
+            None => self.folder_of(name).stat(name),
+        }
+    }
+
+    /// Puts a file where nothing is.
+    ///
+    /// # Errors
+    /// The system's; `EXIST`: something is there.
+    pub fn put(&self, name: &str, folder: &Folder, to: &str) -> Result<(), Errno> {
+        let Some(unnamed) = self.unnamed_file(name) else {
+            return renameat_with(self.folder_of(name), name, folder, to, RenameFlags::NOREPLACE);
+        };
+        let mut linked = Err(Errno::NOENT);
+        if !self.needs_proc.load(Ordering::Relaxed) {
+            linked = linkat(&unnamed.file, "", folder, to, AtFlags::EMPTY_PATH);
+        }
+        if matches!(linked, Err(Errno::NOENT | Errno::PERM)) {
+            let open = format!("/proc/self/fd/{}", unnamed.file.as_raw_fd());
+            linked = linkat(CWD, open, folder, to, AtFlags::SYMLINK_FOLLOW);
+            if linked.is_ok() {
+                self.needs_proc.store(true, Ordering::Relaxed);
+            }
+        }
+        linked?;
+        self.unnamed().remove(name);
+        Ok(())
     }
 
     /// Brings files that are complete to the disk.
@@ -143,7 +273,10 @@ impl Stage {
             return Ok(syncfs(&self.folder)?);
         }
         for name in names {
-            fsync(self.folder_of(name).read(name)?)?;
+            match self.unnamed_file(name) {
+                Some(unnamed) => fsync(&unnamed.file)?,
+                None => fsync(self.folder_of(name).read(name)?)?,
+            }
         }
         Ok(())
     }
@@ -155,7 +288,7 @@ impl Stage {
     pub fn ready(&self, part: &str, hash: &[u8; 32]) -> io::Result<String> {
         loop {
             let name = format!("ready-{}-{}", HEXLOWER.encode(hash), self.number());
-            match renameat_with(self.folder_of(part), part, &self.folder, &name, RenameFlags::NOREPLACE) {
+            match self.put(part, &self.folder, &name) {
                 Ok(()) => return Ok(name),
                 Err(Errno::EXIST) => {}
                 Err(error) => return Err(error.into()),
@@ -218,6 +351,10 @@ impl Stage {
 
     /// Lets something go.
     pub fn discard(&self, name: &str) {
+        if name.starts_with("open-") {
+            self.unnamed().remove(name);
+            return;
+        }
         discard(self.folder_of(name), name);
     }
 
@@ -245,6 +382,10 @@ impl Stage {
         }
         Err(Errno::EXIST.into())
     }
+}
+
+fn mode(executable: bool) -> u32 {
+    if executable { 0o777 } else { 0o666 }
 }
 
 fn discard(folder: &Folder, name: &str) {
@@ -300,7 +441,7 @@ mod tests {
     fn a_copy_of_a_long_name_fits() {
         let (_dir, root) = root();
         let (stage, _) = Stage::open(&root, 0, |_| false).unwrap();
-        let (name, _file) = stage.begin(&[0; 32], false).unwrap();
+        let name = stage.begin(&[0; 32], false).unwrap().name;
         let copy = stage.keep_copy(&root, &name, &format!("a/{}", "ä".repeat(127)), 0).unwrap();
         assert!(root.path().join(copy).exists());
     }

@@ -65,9 +65,17 @@ impl Bench {
     }
 
     fn staged(&self, text: &str) -> Put {
-        let (staged, mut file) = self.hands.stage.begin(&content(text), false).unwrap();
-        io::Write::write_all(&mut file, text.as_bytes()).unwrap();
-        Put::File { staged, content: content(text), executable: false }
+        let mut part = self.hands.stage.begin(&content(text), false).unwrap();
+        io::Write::write_all(&mut part.file, text.as_bytes()).unwrap();
+        Put::File { staged: self.hands.stage.complete(part), content: content(text), executable: false }
+    }
+
+    /// A small one, that has no name in the stage.
+    fn unnamed(&self, text: &str) -> Put {
+        let mut part = self.hands.stage.begin_small(&content(text), false).unwrap();
+        assert!(part.name.starts_with("open-"), "{}: this file system knows no files without a name", part.name);
+        io::Write::write_all(&mut part.file, text.as_bytes()).unwrap();
+        Put::File { staged: self.hands.stage.complete(part), content: content(text), executable: false }
     }
 
     fn task(&self, name: &str, expect: Option<&str>, put: Put) -> Task {
@@ -100,6 +108,40 @@ fn code(result: &Result<(), Failed>) -> &'static str {
         Err(Failed::Code { code, .. }) => code,
         _ => panic!("{result:?}"),
     }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_small_file_needs_no_name_until_it_is_in_its_place() {
+    let bench = Bench::new();
+    bench.seen("old", "one");
+    bench.seen("other", "somebody's");
+    std::fs::create_dir(bench.full("folder")).unwrap();
+    let tasks = [
+        bench.task("new", None, bench.unnamed("new")),
+        bench.task("old", Some("one"), bench.unnamed("two")),
+        bench.task("other", None, bench.unnamed("ours")),
+        bench.task("nowhere/new", None, bench.unnamed("lost")),
+        bench.task("folder", None, bench.unnamed("instead")),
+    ];
+    assert_eq!(bench.in_stage(), 0);
+    let names: Vec<String> =
+        tasks.iter().filter_map(|task| if let Put::File { staged, .. } = &task.put { Some(staged.clone()) } else { None }).collect();
+    assert!(names.iter().all(|name| bench.hands.stage.stat(name).unwrap().is_some()));
+    bench.hands.stage.sync(&names).unwrap();
+    let done: Vec<_> = bench.apply(&tasks).into_iter().map(|done| done.result).collect();
+    assert_eq!(done[..3], [Ok(()), Ok(()), found("somebody's")]);
+    assert_eq!((code(&done[3]), &done[4]), ("io_error", &Ok(())));
+    for (name, text) in [("new", "new"), ("old", "two"), ("other", "somebody's"), ("folder", "instead")] {
+        assert_eq!(bench.text(name).as_deref(), Some(text), "{name}");
+    }
+    let cached = |name: &str| bench.hands.cache.lock().unwrap().file(&path(name)).copied();
+    for name in ["new", "old", "folder"] {
+        let (folder, last) = bench.hands.root.place(&path(name)).map(|(folder, last)| (folder, last.to_owned())).unwrap();
+        assert_eq!(cached(name).map(|file| file.stat), folder.stat(&last).unwrap(), "{name}");
+    }
+    assert_eq!(bench.in_stage(), 0, "what was not put is gone");
+    assert!(names.iter().all(|name| !matches!(bench.hands.stage.stat(name), Ok(Some(_)))));
 }
 
 #[test]

@@ -193,7 +193,8 @@ fn mark_of(what: ReadFlags, is_folder: bool) -> Option<Mark> {
         return Some(if is_folder { ARRIVED } else { Mark { unclosed: Some(false), ..Mark::default() } });
     }
     if what.contains(ReadFlags::CREATE) {
-        return Some(if is_folder { DEEP } else { WRITTEN });
+        // Of a file's first write there is another event; a link has none.
+        return Some(if is_folder { DEEP } else { Mark::default() });
     }
     if what.contains(ReadFlags::CLOSE_WRITE) {
         return Some(Mark { unclosed: Some(false), ..WRITTEN });
