@@ -259,9 +259,13 @@ impl Stage {
                 self.needs_proc.store(true, Ordering::Relaxed);
             }
         }
-        linked?;
-        self.unnamed().remove(name);
-        Ok(())
+        match linked {
+            Ok(()) => drop(self.unnamed().remove(name)),
+            Err(Errno::EXIST) => {}
+            // Whatever it was, it may be that such files cannot have a name here: what comes again has one from the beginning.
+            Err(_) => self.needs_names.store(true, Ordering::Relaxed),
+        }
+        linked
     }
 
     /// Brings files that are complete to the disk.
@@ -435,6 +439,24 @@ mod tests {
         assert_eq!(kept, ["an edit that was displaced by new", "an edit that was to be removed"]);
         let left = stage.take_left(blake3::hash(b"complete").as_bytes()).unwrap();
         assert_eq!(stage.names().unwrap(), [left]);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn where_a_file_without_a_name_cannot_have_one_the_next_has_one_from_the_beginning() {
+        let (_dir, root) = root();
+        let (stage, _) = Stage::open(&root, 0, |_| false).unwrap();
+        let part = stage.begin_small(&[0; 32], false).unwrap();
+        let name = stage.complete(part);
+        let folder = root.top().make_folder("folder").unwrap();
+        std::fs::remove_dir(root.path().join("folder")).unwrap();
+        assert_eq!(stage.put(&name, &folder, "file"), Err(Errno::NOENT));
+        stage.discard(&name);
+        assert!(stage.stat(&name).unwrap().is_none());
+        let part = stage.begin_small(&[0; 32], false).unwrap();
+        assert!(part.name.starts_with("part-"), "{}", part.name);
+        stage.put(&stage.complete(part), root.top(), "file").unwrap();
+        assert!(root.path().join("file").exists());
     }
 
     #[test]
