@@ -452,7 +452,7 @@ impl Look<'_> {
             self.found(path, file, mark.tell);
             return Seen::Other;
         }
-        if mark.written {
+        if mark.written && stat.size > LARGE_BYTES {
             self.cache().distrust(path);
         }
         // To read it again and again while it grows, and to send each of its states, would cost more than it is worth.

@@ -286,18 +286,14 @@ fn a_large_file_that_is_renamed_is_not_read_again_unless_it_may_have_been_writte
     assert!(bench.at("b", WRITTEN).is_empty(), "it is to be read");
     assert_eq!(rename("c", RENAMED), (vec!["-b".into()], true), "an earlier event spoke of it");
     assert_eq!(read("c"), ["+c"]);
-    std::fs::hard_link(bench.full("c"), dir_of(&bench).join("elsewhere")).unwrap();
+    std::fs::hard_link(bench.full("c"), bench.dir.path().join("elsewhere")).unwrap();
     assert_eq!(rename("d", RENAMED), (vec!["-c".into()], true), "it may be written under a name that nobody watches");
     // It was read, and no look has taken that yet.
-    std::fs::remove_file(dir_of(&bench).join("elsewhere")).unwrap();
+    std::fs::remove_file(bench.dir.path().join("elsewhere")).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(50));
     let (now, file) = crate::mirror::large::read(&bench.eyes.root, &path("d"), &AtomicBool::new(false), None).unwrap();
     bench.eyes.read_files.put(now, file);
     assert_eq!(rename("e", RENAMED), (vec!["+e".into()], false));
-}
-
-fn dir_of(bench: &Bench) -> &std::path::Path {
-    bench.dir.path()
 }
 
 #[test]

@@ -11,11 +11,6 @@ impl Workspace {
         if let Some(file) = self.made.remove(&path).filter(|file| file.hash == hash) {
             return self.uploaded(file);
         }
-        // It was renamed since.
-        if let Some(file) = self.made.values().find(|file| file.hash == hash) {
-            let (entry, map) = (file.entry.clone(), file.map.clone());
-            return self.uploaded(MadeFile { path, hash, entry, map });
-        }
         let size = self.cache().file(&path).map_or(0, |file| file.stat.size);
         self.up_bytes.insert(path.clone(), size);
         if self.gathering.iter().all(|gathering| gathering.get(&path) != Some(&hash)) {
