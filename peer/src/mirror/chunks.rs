@@ -3,7 +3,7 @@
 //! With it an edit in a large file costs the chunks around it: going up, a chunk whose bytes were sealed before needs no sealing; coming down, a chunk that the old
 //! file holds needs no fetching.
 
-use std::borrow::Borrow;
+use std::{borrow::Borrow, collections::HashMap};
 
 use cortex_wire::mirror::{
     entry::{Sid, Span},
@@ -95,9 +95,75 @@ pub fn maps(store: &Store, contents: &[[u8; 32]]) -> Vec<ChunkMap> {
     contents.iter().filter_map(|content| store.map(content)).take_while(in_room).collect()
 }
 
+/// The chunks of some files, to be found again in another one.
+#[derive(Debug, Default)]
+pub struct KnownCuts {
+    cuts: Vec<Cut>,
+    /// Where in `cuts`, by the hash of the plain bytes.
+    at: HashMap<[u8; 32], usize>,
+    /// Those that ended their files: it was not their bytes that had them cut there.
+    last: Vec<usize>,
+}
+
+impl KnownCuts {
+    /// Of files that are cut like this.
+    pub fn new(maps: Vec<ChunkMap>) -> Self {
+        let mut known = Self::default();
+        for map in maps {
+            known.cuts.extend(map.0);
+            known.last.extend(known.cuts.len().checked_sub(1));
+        }
+        known.at = known.cuts.iter().enumerate().map(|(at, cut)| (cut.plain, at)).collect();
+        known
+    }
+
+    /// Nothing is known.
+    pub fn is_empty(&self) -> bool {
+        self.cuts.is_empty()
+    }
+
+    /// The chunk with these bytes.
+    pub fn get(&self, plain: &[u8; 32]) -> Option<&Cut> {
+        self.cuts.get(*self.at.get(plain)?)
+    }
+
+    /// What a file may begin with.
+    pub fn first(&self) -> Option<&Cut> {
+        self.guess(0)
+    }
+
+    /// What may come behind the chunk with these bytes.
+    pub fn after(&self, plain: &[u8; 32]) -> Option<&Cut> {
+        let at = *self.at.get(plain)?;
+        if self.last.contains(&at) { None } else { self.guess(at + 1) }
+    }
+
+    fn guess(&self, at: usize) -> Option<&Cut> {
+        self.cuts.get(at).filter(|cut| cut.length > 0 && !self.last.contains(&at))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn cut(number: u8, length: u32) -> Cut {
+        Cut { length, plain: [number; 32], sid: Sid([number; 32]), offset: 0 }
+    }
+
+    #[test]
+    fn a_guess_is_what_came_next_and_was_not_cut_for_being_last() {
+        let maps = vec![ChunkMap(vec![cut(1, 10), cut(2, 20), cut(3, 5)]), ChunkMap::default(), ChunkMap(vec![cut(4, 9)])];
+        let known = KnownCuts::new(maps);
+        assert_eq!((known.first(), known.get(&[3; 32])), (Some(&cut(1, 10)), Some(&cut(3, 5))));
+        assert_eq!(known.after(&[1; 32]), Some(&cut(2, 20)));
+        for last in [2, 3, 4, 9] {
+            assert_eq!(known.after(&[last; 32]), None, "{last}");
+        }
+        assert_eq!(KnownCuts::new(vec![ChunkMap(vec![cut(4, 9)])]).first(), None);
+        assert_eq!(KnownCuts::new(vec![ChunkMap(vec![cut(1, 0), cut(2, 1)])]).first(), None, "it would never end");
+        assert!(KnownCuts::new(vec![ChunkMap::default()]).is_empty());
+    }
 
     #[test]
     fn a_row_is_read_as_it_was_written() {

@@ -48,6 +48,8 @@ const QUEUE: usize = 8;
 const AHEAD: usize = 8;
 /// So much of a large file is brought to the disk while the rest comes.
 const SYNC_BYTES: u64 = 64 * 1024 * 1024;
+/// Room on the disk is set aside for so much of a file at once, when it is that much: the file system has less work then than page by page.
+const RESERVE_BYTES: u64 = 16 * 1024 * 1024;
 /// The trouble of contents that are not what they were to be.
 const CHANGED: &str = "changed";
 /// Chunks named in one request.
@@ -416,20 +418,27 @@ struct Target<'a> {
     stage: &'a Stage,
     part: Option<Part>,
     size: u64,
+    /// What it is to come to.
+    wanted: u64,
+    /// So far there is room set aside for it.
+    reserved: u64,
     /// The file ends with zeroes that were not written.
     hole: bool,
 }
 
 impl<'a> Target<'a> {
     fn begin(stage: &'a Stage, wanted: &Wanted) -> Result<Self, Trouble> {
-        let part = stage.begin(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
-        Ok(Self { stage, part: Some(part), size: 0, hole: false })
+        Self::of(stage, wanted, stage.begin(&wanted.content.hash, wanted.executable))
     }
 
     /// For a file of one piece.
     fn begin_small(stage: &'a Stage, wanted: &Wanted) -> Result<Self, Trouble> {
-        let part = stage.begin_small(&wanted.content.hash, wanted.executable).map_err(|error| io_trouble(&error))?;
-        Ok(Self { stage, part: Some(part), size: 0, hole: false })
+        Self::of(stage, wanted, stage.begin_small(&wanted.content.hash, wanted.executable))
+    }
+
+    fn of(stage: &'a Stage, wanted: &Wanted, part: io::Result<Part>) -> Result<Self, Trouble> {
+        let part = part.map_err(|error| io_trouble(&error))?;
+        Ok(Self { stage, part: Some(part), size: 0, wanted: wanted.content.size, reserved: 0, hole: false })
     }
 
     fn file(&self) -> io::Result<&File> {
@@ -439,10 +448,17 @@ impl<'a> Target<'a> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         // Whole chunks of zeroes stay holes.
         self.hole = bytes.len() >= limits::CHUNK_BYTES / 16 && bytes.iter().all(|byte| *byte == 0);
-        if !self.hole {
+        let end = self.size + bytes.len() as u64;
+        if self.hole {
+            room::release(self.file()?, self.size, end.min(self.reserved));
+        } else {
+            if end > self.reserved && self.wanted.saturating_sub(self.size) >= RESERVE_BYTES {
+                self.reserved = self.size + RESERVE_BYTES;
+                room::reserve(self.file()?, self.size, self.reserved);
+            }
             self.file()?.write_all_at(bytes, self.size)?;
         }
-        self.size += bytes.len() as u64;
+        self.size = end;
         Ok(())
     }
 
@@ -485,10 +501,40 @@ impl Drop for Target<'_> {
     }
 }
 
+/// Room on the disk. Where it cannot be had, whoever writes hears of it.
+#[cfg(target_os = "linux")]
+mod room {
+    use std::fs::File;
+
+    use rustix::fs::{FallocateFlags, fallocate};
+
+    /// Sets it aside. The file becomes so long: behind its end nothing could be given back.
+    pub(super) fn reserve(file: &File, from: u64, to: u64) {
+        let _ = fallocate(file, FallocateFlags::empty(), from, to.saturating_sub(from));
+    }
+
+    /// Gives it back.
+    pub(super) fn release(file: &File, from: u64, to: u64) {
+        if from < to {
+            let _ = fallocate(file, FallocateFlags::KEEP_SIZE | FallocateFlags::PUNCH_HOLE, from, to - from);
+        }
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+mod room {
+    use std::fs::File;
+
+    pub(super) fn reserve(_: &File, _: u64, _: u64) {}
+
+    pub(super) fn release(_: &File, _: u64, _: u64) {}
+}
+
 #[cfg(test)]
 mod tests {
     use std::{
         collections::HashMap,
+        os::unix::fs::MetadataExt as _,
         sync::atomic::{AtomicUsize, Ordering},
     };
 
@@ -649,6 +695,26 @@ mod tests {
         std::fs::write(bench.kitchen.root.path().join("folder/one"), b"other").unwrap();
         assert_eq!(bench.fetch("folder/one", &content).await, Err("changed".into()));
         assert_eq!(bench.fetch("folder/one", &content).await, Ok(one.len() + 1 + content.spans.len()));
+    }
+
+    #[test]
+    fn room_that_was_set_aside_for_zeroes_is_given_back() {
+        let bench = Bench::new();
+        let (data, zeroes) = (noise(1, 100_000), vec![0; limits::CHUNK_BYTES]);
+        let pieces: Vec<&[u8]> = [&data[..], &zeroes, &zeroes].repeat(40);
+        let bytes = pieces.concat();
+        assert!(bytes.len() as u64 > RESERVE_BYTES);
+        let content = Content { size: bytes.len() as u64, hash: *blake3::hash(&bytes).as_bytes(), depth: 0, spans: Arc::from([]) };
+        let wanted = Wanted { path: "sparse".parse().unwrap(), content, executable: false };
+        let mut target = Target::begin(&bench.kitchen.stage, &wanted).unwrap();
+        pieces.iter().for_each(|piece| target.write(piece).unwrap());
+        let name = target.complete(&wanted, blake3::hash(&bytes), None).unwrap().name;
+        let mut file = bench.kitchen.stage.folder_of(&name).read(&name).unwrap();
+        let mut there = Vec::new();
+        file.read_to_end(&mut there).unwrap();
+        assert!(there == bytes);
+        file.sync_all().unwrap();
+        assert!(file.metadata().unwrap().blocks() * 512 < 2 * 40 * data.len() as u64, "holes stay holes");
     }
 
     #[tokio::test]

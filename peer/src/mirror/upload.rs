@@ -34,7 +34,7 @@ use tokio::{
 
 use super::{
     cache::Cache,
-    chunks::{self, ChunkMap, Cut},
+    chunks::{self, ChunkMap, Cut, KnownCuts},
     cutting,
     read::{Contents, ReadError, Reading},
     root::Root,
@@ -401,13 +401,13 @@ impl Maker {
         let known = self.known(path, reading.before().size);
         let cutter = self.cutter.get_or_insert_with(|| Arc::new(Cutter::new(self.source.seed))).clone();
         let mut hasher = blake3::Hasher::new();
-        let read = cutting::each(reading, &cutter, |block| {
+        let read = cutting::each(reading, &cutter, &known, |block| {
             hasher.update(block.bytes());
-            for chunk in block.chunks() {
+            for (chunk, hash) in block.chunks() {
                 if !self.sends {
                     break;
                 }
-                match self.chunk(chunk, &known) {
+                match self.chunk(chunk, hash, &known) {
                     Err(_) if self.patience.is_some() => self.sends = false,
                     told => told?,
                 }
@@ -418,8 +418,9 @@ impl Maker {
         Ok((Contents { stat, size: stat.size, hash: *hasher.finalize().as_bytes() }, now))
     }
 
-    fn chunk(&mut self, chunk: &[u8], known: &HashMap<[u8; 32], Cut>) -> Result<(), Problem> {
-        let plain = *blake3::hash(chunk).as_bytes();
+    /// `hash`: the chunk's, if somebody knows it.
+    fn chunk(&mut self, chunk: &[u8], hash: Option<[u8; 32]>, known: &KnownCuts) -> Result<(), Problem> {
+        let plain = hash.unwrap_or_else(|| *blake3::hash(chunk).as_bytes());
         let length = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
         let cut = known.get(&plain).copied().filter(|cut| cut.length == length);
         if cut.is_none() {
@@ -449,9 +450,9 @@ impl Maker {
     }
 
     /// Chunks of the path's last version, and of another file with the same contents; of a large file that is all new, those of others that may be like it.
-    fn known(&self, path: &RelPath, size: u64) -> HashMap<[u8; 32], Cut> {
+    fn known(&self, path: &RelPath, size: u64) -> KnownCuts {
         if self.source.anew.contains(path) {
-            return HashMap::new();
+            return KnownCuts::default();
         }
         let before = match self.source.hub.get(path) {
             Some(Entry::File { content, .. }) => self.source.store.map(&content.hash),
@@ -471,6 +472,6 @@ impl Maker {
                 );
             maps = chunks::maps(&self.source.store, &chunks::alike(path, size, files));
         }
-        maps.into_iter().flat_map(|map| map.0).map(|cut| (cut.plain, cut)).collect()
+        KnownCuts::new(maps)
     }
 }
