@@ -11,12 +11,12 @@ use std::{
     os::unix::fs::FileExt as _,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
     },
     thread::{self, JoinHandle},
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cortex_runtime::chunk::{Asker, ChunkError, ChunkSource, Found};
 use cortex_wire::{
     limits,
@@ -35,7 +35,7 @@ use super::{
     cache::{Cache, Known},
     chunks::{self, ChunkMap, Cut},
     flight::offline,
-    plan::{Piece, Plan, Step},
+    plan::{Piece, Plan, RUN_BYTES, Step},
     read::BUFFER_BYTES,
     root::Root,
     stage::{Part, Stage},
@@ -313,20 +313,27 @@ impl Cook<'_> {
         };
         let donors: Vec<Option<File>> = donors.iter().map(open).collect();
         let (put, bytes) = sync_channel(AHEAD);
+        let (give_back, spare) = channel();
         // What was opened and hashed is written beside what is opened.
         let (taken, target) = thread::scope(|scope| {
-            let writer = thread::Builder::new().name("write".into()).spawn_scoped(scope, move || target.write_all(bytes));
-            let taken = self.pieces(pieces, &donors, put);
+            let writer = thread::Builder::new().name("write".into()).spawn_scoped(scope, move || target.write_all(bytes, &give_back));
+            let taken = self.pieces(pieces, &donors, put, &spare);
             let ended = || io::Error::other("its writer has ended");
             (taken, writer.and_then(|writer| writer.join().unwrap_or_else(|_| Err(ended()))))
         });
         let (map, hash) = taken?;
         let target = target.map_err(|error| io_trouble(&error))?;
-        target.complete(wanted, hash, (pieces.len() > 1).then_some(map))
+        target.complete(wanted, hash, (map.0.len() > 1).then_some(map))
     }
 
-    /// Hands the bytes of the pieces on, in their order, and hashes them. When nobody takes them any more, whoever did says why.
-    fn pieces(&mut self, pieces: &[Piece], donors: &[Option<File>], put: SyncSender<Bytes>) -> Result<(ChunkMap, blake3::Hash), Trouble> {
+    /// Hands the bytes of the pieces on, in their order, and hashes them. When nobody takes them any more, whoever did says why. `spare`: buffers to be used again.
+    fn pieces(
+        &mut self,
+        pieces: &[Piece],
+        donors: &[Option<File>],
+        put: SyncSender<Bytes>,
+        spare: &Receiver<BytesMut>,
+    ) -> Result<(ChunkMap, blake3::Hash), Trouble> {
         let mut map = ChunkMap::default();
         let mut hasher = blake3::Hasher::new();
         let mut last = Bytes::new();
@@ -336,17 +343,18 @@ impl Cook<'_> {
             let taken = match piece {
                 Piece::Next(span) => self.next(span.sid).and_then(|plain| {
                     last = plain;
-                    piece_of(&last, span)
+                    piece_of(&last, span, &mut map)
                 }),
                 _ if trouble.is_some() => continue,
-                Piece::Last(span) => piece_of(&last, span),
-                Piece::Local { donor, offset, cut } => {
-                    local(donors.get(*donor).and_then(Option::as_ref), *offset, cut.length).map(|bytes| (bytes, *cut))
+                Piece::Last(span) => piece_of(&last, span, &mut map),
+                Piece::Local { donor, offset, length, cuts } => {
+                    map.0.extend_from_slice(cuts);
+                    let buffer = spare.try_recv().unwrap_or_default();
+                    local(donors.get(*donor).and_then(Option::as_ref), *offset, *length, buffer)
                 }
             };
             match taken {
-                Ok((bytes, cut)) if trouble.is_none() => {
-                    map.0.push(cut);
+                Ok(bytes) if trouble.is_none() => {
                     hasher.update(&bytes);
                     let _ = put.send(bytes);
                 }
@@ -359,17 +367,17 @@ impl Cook<'_> {
 }
 
 /// A piece of an opened chunk.
-fn piece_of(plain: &Bytes, span: &Span) -> Result<(Bytes, Cut), Trouble> {
+fn piece_of(plain: &Bytes, span: &Span, map: &mut ChunkMap) -> Result<Bytes, Trouble> {
     let bytes = plain.slice_ref(part(plain, span)?);
-    let cut = Cut { length: span.length, plain: *blake3::hash(&bytes).as_bytes(), sid: span.sid, offset: span.offset };
-    Ok((bytes, cut))
+    map.0.push(Cut { length: span.length, plain: *blake3::hash(&bytes).as_bytes(), sid: span.sid, offset: span.offset });
+    Ok(bytes)
 }
 
-fn local(old: Option<&File>, offset: u64, length: u32) -> Result<Bytes, Trouble> {
-    let mut bytes = vec![0; length as usize];
+fn local(old: Option<&File>, offset: u64, length: usize, mut buffer: BytesMut) -> Result<Bytes, Trouble> {
+    buffer.resize(length, 0);
     let gone = || io::Error::other("what it was to be made of is gone from the disk");
-    old.ok_or_else(gone).and_then(|old| old.read_exact_at(&mut bytes, offset)).map_err(|error| changed(&error))?;
-    Ok(bytes.into())
+    old.ok_or_else(gone).and_then(|old| old.read_exact_at(&mut buffer, offset)).map_err(|error| changed(&error))?;
+    Ok(buffer.freeze())
 }
 
 fn changed(error: &io::Error) -> Trouble {
@@ -462,12 +470,18 @@ impl<'a> Target<'a> {
         Ok(())
     }
 
-    /// Writes what comes. Once it is much, it is brought to the disk meanwhile: otherwise all of it would wait for the disk in the end.
-    fn write_all(mut self, bytes: Receiver<Bytes>) -> io::Result<Self> {
+    /// Writes what comes, and gives large buffers back. Once it is much, it is brought to the disk meanwhile: otherwise all of it would wait for the disk in the end.
+    fn write_all(mut self, bytes: Receiver<Bytes>, give_back: &Sender<BytesMut>) -> io::Result<Self> {
         let mut syncer: Option<Syncer> = None;
         let mut synced = 0;
         for bytes in bytes {
             self.write(&bytes)?;
+            if bytes.len() > RUN_BYTES / 2
+                && let Ok(buffer) = bytes.try_into_mut()
+            {
+                // Whoever has everything needs none.
+                let _ = give_back.send(buffer);
+            }
             if self.size - synced >= SYNC_BYTES {
                 synced = self.size;
                 match &syncer {

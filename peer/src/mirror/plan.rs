@@ -25,11 +25,14 @@ const WORTH_SEARCHING: u64 = 8 * 1024 * 1024;
 /// …and this many are opened for one.
 const DONORS: usize = 16;
 
+/// Neighbours are read at once, up to so many bytes.
+pub(super) const RUN_BYTES: usize = 1024 * 1024;
+
 /// Where a piece of a file comes from.
 #[derive(Debug, Clone)]
 pub(super) enum Piece {
-    /// From a large file on this disk.
-    Local { donor: usize, offset: u64, cut: Cut },
+    /// Chunks that follow each other in a large file on this disk, and their bytes.
+    Local { donor: usize, offset: u64, length: usize, cuts: Vec<Cut> },
     /// From a chunk that comes now.
     Next(Span),
     /// From the chunk that came last.
@@ -185,10 +188,15 @@ fn plan_file(at: usize, spans: &[Span], old: &Parts, elsewhere: &Parts) -> Step 
         let here = old.get(&part_of(span)).or_else(|| elsewhere.get(&part_of(span))).and_then(|(path, offset, cut)| {
             let known = donors.iter().position(|donor| donor == path);
             let donor = known.or_else(|| (donors.len() < DONORS).then(|| donors.push(path.clone())).map(|()| donors.len() - 1))?;
-            Some(Piece::Local { donor, offset: *offset, cut: *cut })
+            Some((donor, *offset, *cut))
         });
         pieces.push(match here {
-            Some(piece) => piece,
+            Some((donor, offset, cut)) => {
+                if !follows(pieces.last_mut(), donor, offset, cut) {
+                    pieces.push(Piece::Local { donor, offset, length: cut.length as usize, cuts: vec![cut] });
+                }
+                continue;
+            }
             None if last == Some(span.sid) => Piece::Last(*span),
             None => {
                 last = Some(span.sid);
@@ -197,4 +205,23 @@ fn plan_file(at: usize, spans: &[Span], old: &Parts, elsewhere: &Parts) -> Step 
         });
     }
     Step::File { at, pieces, donors }
+}
+
+/// Adds a chunk to the piece before it, when it follows there. Chunks of the largest size stay alone: they may be zeroes, which are not written.
+fn follows(last: Option<&mut Piece>, from: usize, at: u64, cut: Cut) -> bool {
+    let most = limits::CHUNK_BYTES as u32;
+    match last {
+        Some(Piece::Local { donor, offset, length, cuts })
+            if *donor == from
+                && *offset + *length as u64 == at
+                && *length + cut.length as usize <= RUN_BYTES
+                && cut.length < most
+                && cuts.iter().all(|cut| cut.length < most) =>
+        {
+            *length += cut.length as usize;
+            cuts.push(cut);
+            true
+        }
+        _ => false,
+    }
 }
