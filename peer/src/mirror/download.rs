@@ -36,7 +36,7 @@ use super::{
     chunks::{self, ChunkMap, Cut},
     flight::offline,
     plan::{Piece, Plan, RUN_BYTES, Step},
-    read::BUFFER_BYTES,
+    read::{BUFFER_BYTES, PieceHasher},
     root::Root,
     stage::{Part, Stage},
     store::Store,
@@ -335,7 +335,7 @@ impl Cook<'_> {
         spare: &Receiver<BytesMut>,
     ) -> Result<(ChunkMap, blake3::Hash), Trouble> {
         let mut map = ChunkMap::default();
-        let mut hasher = blake3::Hasher::new();
+        let mut hasher = PieceHasher::default();
         let mut last = Bytes::new();
         let mut trouble = None;
         for piece in pieces {
