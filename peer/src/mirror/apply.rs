@@ -11,7 +11,7 @@
 //! | a file or link | nothing | taken away into the stage, then a look at it |
 //! | what is ignored | nothing, also because it moves | left alone |
 //! | a folder | nothing | removed when it is empty; what is ignored in it keeps it |
-//! | a name that the file system takes for this one | anything | refused |
+//! | a name that the file system takes for this one | anything | refused, unless it is this one that gets another case |
 
 use std::{
     collections::BTreeSet,
@@ -24,7 +24,12 @@ use std::{
 
 use cortex_wire::{
     limits,
-    mirror::{entry::Hash, ignore::Rules, path::RelPath, replica::Found},
+    mirror::{
+        entry::Hash,
+        ignore::Rules,
+        path::RelPath,
+        replica::{CASE_COLLISION, Found},
+    },
     text,
 };
 use rustix::{
@@ -328,7 +333,7 @@ impl Batch<'_> {
         let Task { path, put, .. } = task;
         if let Put::Move(to) = put {
             self.held = None;
-            return self.relocate(path, to);
+            return self.relocate(path, to, copy);
         }
         if *put == Put::Nothing && self.is_untracked(path, task.expect)? {
             self.note(path, None);
@@ -624,7 +629,7 @@ impl Batch<'_> {
     }
 
     /// Moves a path, and all below it, when it is as it was seen.
-    fn relocate(&mut self, from: &RelPath, to: &RelPath) -> Result<(), Error> {
+    fn relocate(&mut self, from: &RelPath, to: &RelPath, copy: &mut Option<String>) -> Result<(), Error> {
         if self.holds_untracked(from)? {
             let message = "ignored files do not go along; the others are moved piece by piece".into();
             return Err(Error::Failed(Failed::Code { code: "ignored", message }));
@@ -635,7 +640,13 @@ impl Batch<'_> {
             return Err(Error::Failed(Failed::Code { code: "changed", message }));
         }
         let (target, target_name) = self.hands.root.place(to)?;
-        match renameat_with(&folder, name, &target, target_name, RenameFlags::NOREPLACE) {
+        let is_respelt = from.parent() == to.parent() && target.twin(target_name)?.as_deref() == Some(name);
+        let renamed = if is_respelt {
+            self.respell(&folder, from, target_name, copy)?
+        } else {
+            renameat_with(&folder, name, &target, target_name, RenameFlags::NOREPLACE)
+        };
+        match renamed {
             Ok(()) => {}
             Err(Errno::EXIST | Errno::NOTEMPTY) => return Err(self.found(&target, target_name, to)),
             Err(error) => return Err(error.into()),
@@ -667,6 +678,22 @@ impl Batch<'_> {
             self.note(&path, None);
         }
         Ok(())
+    }
+
+    /// Renames something to what the file system takes for its name already: some do nothing then, and none knows that nothing else is replaced. So it goes by way of the stage.
+    fn respell(&mut self, folder: &Folder, from: &RelPath, to: &str, copy: &mut Option<String>) -> Result<Result<(), Errno>, Error> {
+        let stage = self.hands.stage.clone();
+        let away = match stage.take_away(folder, from.name()) {
+            Ok(away) => away,
+            Err(error) => return Ok(Err(error)),
+        };
+        self.step(Step::Displaced)?;
+        let put = |name: &str| renameat_with(stage.folder_of(&away), &away, folder, name, RenameFlags::NOREPLACE);
+        let renamed = put(to);
+        if renamed.is_err() && put(from.name()).is_err() {
+            self.keep(&away, from, copy);
+        }
+        Ok(renamed)
     }
 
     fn is_unchanged(&self, folder: &Folder, name: &str, path: &RelPath) -> Result<bool, Errno> {
@@ -716,7 +743,7 @@ fn busy() -> Error {
 
 fn collision(twin: &str) -> Error {
     let message = format!("this node's file system takes its name for that of {twin}, which is there already; rename one of them");
-    Error::Failed(Failed::Code { code: "case_collision", message })
+    Error::Failed(Failed::Code { code: CASE_COLLISION, message })
 }
 
 fn in_the_way() -> Error {

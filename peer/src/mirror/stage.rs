@@ -9,12 +9,12 @@
 //! | `ready-<hash>-…` with that hash | complete contents that are about to replace something | used again, or removed |
 //! | `ready-<hash>-…` with another | what was displaced by those contents, and not looked at yet | see below |
 //! | `swap-…` | a link or folder, not in its place yet, or a file that was displaced by it | see below, for a file |
-//! | `gone-…` | what was to be removed, and not looked at yet | see below |
+//! | `gone-…` | what was to be removed, and not looked at yet, or what gets another case in its name | see below |
 //!
 //! Small files have no name while they wait, but are held open, where the file system can do that: a name that is given and taken away again costs as much as writing the file. A crash leaves nothing of them.
 //!
-//! What was displaced or removed is let go when it is a file that the hub has or had, and kept as a conflict copy when it is not: then it was somebody's edit. So a
-//! crash at any point leaves the old or the new contents at a path, and no edit is lost.
+//! What was displaced or removed is let go when it is a file that the hub has or had, and kept as a conflict copy when it is not: then it was somebody's edit. A
+//! folder with anything in it is kept. So a crash at any point leaves the old or the new contents at a path, and no edit is lost.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -140,7 +140,12 @@ impl Stage {
                 Some(contents) if !name.starts_with("part-") && !is_known(&contents.file_hash()) => {
                     copies.push(stage.keep_copy(root, &name, "recovered", now_ms)?);
                 }
-                _ => stage.discard(&name),
+                _ => {
+                    stage.discard(&name);
+                    if matches!(stage.folder_of(&name).stat(&name), Ok(Some(stat)) if stat.file_type().is_dir()) {
+                        copies.push(stage.keep_copy(root, &name, "recovered", now_ms)?);
+                    }
+                }
             }
         }
         *stage.left.lock().unwrap_or_else(PoisonError::into_inner) = left;

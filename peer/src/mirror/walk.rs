@@ -4,10 +4,12 @@
 //! What cannot be synced (devices, names that are no text) is reported and otherwise left alone; what cannot be read keeps the state it had, so that a
 //! permission that is missing never looks like a deletion.
 //!
+//! Where the file system folds names, an event may speak of a file in another spelling than the one it has: what is spelt alike is looked at, too.
+//!
 //! What a new rule ignores is in the workspace no longer, and stays on the disk: it is told apart from what is gone.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     io,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -151,6 +153,7 @@ pub fn look(
         opened: None,
         linked: HashMap::new(),
         left: HashMap::new(),
+        spellings: BTreeMap::new(),
     };
     if !eyes.root.is_in_place() {
         return Err(Ended::RootGone);
@@ -174,6 +177,7 @@ pub fn look(
             }
         }
     }
+    look.look_at_other_spellings()?;
     look.look_at_other_names()?;
     // Whatever was not found may be because the whole folder went away meanwhile.
     if !eyes.root.is_in_place() {
@@ -196,6 +200,8 @@ struct Look<'a> {
     linked: HashMap<(u64, u64), Stat>,
     /// Large files that are where they were no longer, with what was seen of them there.
     left: HashMap<(u64, u64), (RelPath, KnownFile)>,
+    /// By folder, how names that are not there, or were not, are folded by some file systems.
+    spellings: BTreeMap<RelPath, HashMap<String, Mark>>,
 }
 
 impl Look<'_> {
@@ -245,6 +251,7 @@ impl Look<'_> {
     /// Looks at one path. Returns whether what is below it must be looked at, too.
     fn look_at(&mut self, path: &RelPath, mark: Mark) -> Result<bool, Ended> {
         self.breathe()?;
+        let was_known = self.cache().get(path).is_some();
         let seen = match self.place(path) {
             Ok((folder, name)) => self.see(&folder, name, path, mark, false),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Seen::Nothing,
@@ -254,6 +261,12 @@ impl Look<'_> {
             }
         };
         self.findings.looked_at.push(path.as_str().to_owned());
+        if self.eyes.root.folds()
+            && (!was_known || seen == Seen::Nothing)
+            && let Some(folder) = path.parent()
+        {
+            self.spellings.entry(folder).or_default().insert(path.fold_key(), Mark { tell: false, ..mark });
+        }
         match seen {
             Seen::Folder { new } => Ok(mark.deep || new),
             Seen::Unknown => Ok(false),
@@ -271,6 +284,23 @@ impl Look<'_> {
                 Ok(false)
             }
         }
+    }
+
+    fn look_at_other_spellings(&mut self) -> Result<(), Ended> {
+        for (folder, keys) in std::mem::take(&mut self.spellings) {
+            let names = self.eyes.root.folder(folder.as_str()).and_then(|opened| opened.names()).unwrap_or_default();
+            let mut spelt: BTreeSet<RelPath> = names.iter().filter_map(|name| folder.join(std::str::from_utf8(name).ok()?).ok()).collect();
+            spelt.extend(self.cache().below(&folder).map(|(path, _)| path).filter(|path| path.parent().as_ref() == Some(&folder)).cloned());
+            for path in spelt.into_iter().filter(|path| !self.dirty.paths.contains_key(path)) {
+                if let Some(mark) = keys.get(&path.fold_key())
+                    && self.look_at(&path, *mark)?
+                {
+                    self.look_below(&path, self.dirty, mark.written)?;
+                }
+            }
+        }
+        self.spellings.clear();
+        Ok(())
     }
 
     fn look_at_other_names(&mut self) -> Result<(), Ended> {

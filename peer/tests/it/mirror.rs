@@ -7,12 +7,15 @@
 //! | [`gather`] | a first look that sends what it reads, and what may come between |
 //! | [`hold`] | what is held back and asked about, and checks |
 //! | [`disk`] | disks and files that do not do what they should |
+//! | [`fold`] | file systems that take two names for one, or cannot exchange two files: [`fuse`] plays them |
 //! | [`ignore`] | what is not synced |
 //! | [`task`] | tasks and barriers: who waits for what |
 
 mod attach;
 mod disk;
 mod edit;
+mod fold;
+mod fuse;
 mod gather;
 mod hold;
 mod ignore;
@@ -421,8 +424,13 @@ impl Node {
                         }
                     }
                 };
+                // What it said before its end is heard.
+                let serve = async {
+                    let _ = serve.await;
+                    std::future::pending::<()>().await;
+                };
                 tokio::select! {
-                    _ = serve => {}
+                    () = serve => {}
                     () = hear => {}
                     () = say => {}
                 }

@@ -41,6 +41,8 @@ pub use event::{Asked, Changes, CommitIn, Found, Input, Job, Output, Proposal, R
 
 /// First wait before something that failed is tried again; it doubles up to 64 times this.
 const RETRY_MS: i64 = 1_000;
+/// The code of a [`Trouble`]: this node's file system takes the name for another that is there.
+pub const CASE_COLLISION: &str = "case_collision";
 /// Problems that a status names.
 const PROBLEMS: usize = 100;
 
@@ -475,6 +477,27 @@ impl Replica {
         state.trouble = trouble.map(Box::new);
         self.retries.insert((state.retry_at_ms, path.clone()));
         self.todo.insert(path.clone());
+    }
+
+    /// What a file system took for this name may come, now that it is gone.
+    fn freed(&mut self, path: &RelPath) {
+        let is_collision = |at: &RelPath| {
+            let trouble = self.paths.get(at).and_then(|state| state.trouble.as_deref());
+            trouble.is_some_and(|trouble| trouble.code == CASE_COLLISION)
+        };
+        let mut waiting: Vec<_> = self.retries.iter().filter(|(_, at)| is_collision(at)).cloned().collect();
+        if waiting.is_empty() {
+            return;
+        }
+        let key = path.fold_key();
+        waiting.retain(|(_, at)| at.fold_key().strip_prefix(&key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
+        for retry in waiting {
+            self.retries.remove(&retry);
+            if let Some(state) = self.paths.get_mut(&retry.1) {
+                state.retry_at_ms = 0;
+            }
+            self.todo.insert(retry.1);
+        }
     }
 
     fn tick(&mut self) {

@@ -373,6 +373,35 @@ fn what_fails_is_tried_again_later_and_later_and_shown() {
 }
 
 #[test]
+fn what_a_name_that_is_one_there_kept_out_comes_when_that_name_is_gone() {
+    let gone: [fn(&mut Node) -> Vec<Output>; 2] = [
+        |node| {
+            let removal = jobs(&node.commit(&tree(&[("README", 2), ("docs/f", 3)])));
+            assert_eq!(removal.len(), 1);
+            node.tell(Input::Applied { path: path("readme"), hash: None })
+        },
+        |node| node.tell(saw("readme", None)),
+    ];
+    for gone in gone {
+        let mut node = Node::with(&tree(&[("readme", 1), ("docs/f", 3)]));
+        node.commit(&tree(&[("readme", 1), ("README", 2), ("docs/f", 3)]));
+        let trouble = Trouble { code: CASE_COLLISION.into(), message: "rename one of them".into() };
+        node.tell(Input::ApplyFailed { path: path("README"), trouble });
+        assert!(node.tell(saw("docs/f", None)).iter().all(|output| !matches!(output, Output::Apply(_))), "another name");
+        let outputs = gone(&mut node);
+        let tried = outputs.iter().any(|output| matches!(output, Output::Apply(jobs) if *place(&jobs[0]) == path("README")));
+        assert!(tried, "at once: {outputs:?}");
+    }
+}
+
+fn place(job: &Job) -> &RelPath {
+    match job {
+        Job::Set { path, .. } => path,
+        Job::Move { from, .. } => from,
+    }
+}
+
+#[test]
 fn much_to_apply_comes_in_full_lists_parents_first() {
     let mut node = Node::with(&Tree::default());
     let mut waiting = jobs(&node.commit(&wide(6_000)));

@@ -532,6 +532,32 @@ fn where_two_names_are_one_file_the_second_is_refused_and_the_first_stays() {
 }
 
 #[test]
+fn where_two_names_are_one_file_a_new_case_is_no_collision_and_a_crash_loses_nothing() {
+    for crash_at in 0.. {
+        let mut bench = Bench::new();
+        let root = Root::open(&bench.dir.path().join("work"), &SessionId::new(1, [1; 10])).unwrap().folding(true);
+        bench.hands.root = Arc::new(root);
+        bench.seen("src/f", "in a folder");
+        bench.seen("read.me", "a file");
+        let tasks = [bench.task("read.me", None, Put::Move(path("READ.me"))), bench.task("src", None, Put::Move(path("Src")))];
+        let steps = Cell::new(0);
+        let crash = |_| steps.replace(steps.get() + 1) != crash_at;
+        let done = apply(&bench.hands, &tasks, 0, &crash);
+        let (bench, copies) = bench.restart(&["a file", "in a folder"]);
+        let in_copy = copies.first().and_then(|copy| bench.text(&format!("{copy}/f")));
+        let found = [bench.text("src/f"), bench.text("Src/f"), in_copy];
+        assert_eq!(found.iter().flatten().collect::<Vec<_>>(), ["in a folder"], "step {crash_at}: {copies:?}");
+        assert_eq!(bench.in_stage(), 0);
+        if let Ok(done) = done {
+            assert!(done.iter().all(|done| done.result == Ok(())), "{done:?}");
+            assert_eq!((bench.text("READ.me").as_deref(), bench.text("read.me")), (Some("a file"), None));
+            assert!(bench.full("Src/f").exists() && crash_at > 5, "every step was tried");
+            return;
+        }
+    }
+}
+
+#[test]
 fn what_is_ignored_is_not_removed_and_what_may_be_waits_for_the_rules() {
     let mut bench = Bench::new();
     bench.seen("a.log", "log");

@@ -62,6 +62,7 @@ impl Replica {
         }
         let was_ready = state.ready.is_some();
         let is_same = state.local == hash && !was_left;
+        let is_gone = hash.is_none() && !is_same;
         state.set_local(hash, found);
         if is_same && state.ready.is_some() == was_ready {
             return;
@@ -74,6 +75,9 @@ impl Replica {
         }
         self.todo.insert(path.clone());
         changed.push(path.clone());
+        if is_gone {
+            self.freed(path);
+        }
     }
 
     /// Where there is no directory, nothing is below.
@@ -120,6 +124,9 @@ impl Replica {
         state.keep = false;
         state.worked();
         self.ended(path, applying.looked);
+        if hash.is_none() {
+            self.freed(path);
+        }
     }
 
     pub(super) fn apply_found(&mut self, path: &RelPath, found: Option<&Found>) {
@@ -163,7 +170,9 @@ impl Replica {
         self.look.extend(moving.looked);
         let here: Vec<_> = moving.what.entries(from).map(|(path, entry)| (path, entry.hash())).collect();
         let there: Vec<_> = moving.what.entries(&moving.to).map(|(path, _)| path).collect();
-        if !done {
+        if done {
+            self.freed(from);
+        } else {
             // All is where it was: one by one.
             for (path, hash) in &here {
                 let state = self.state(path);
