@@ -21,7 +21,7 @@ use std::{
 use cortex_runtime::{clock, keyfile::make_private_dir};
 use cortex_wire::{id::SessionId, mirror::path::RelPath};
 use rustix::{
-    fs::{AtFlags, FileType, Mode, OFlags, fstat, mkdirat, openat, statat, unlinkat},
+    fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, fstat, mkdirat, openat, renameat_with, statat, unlinkat},
     io::Errno,
 };
 
@@ -40,8 +40,13 @@ const IDENTITY_BYTES: usize = 16;
 
 /// Below [`OWN`]: what is looked for under other names, to learn which of them the file system takes for one.
 const PROBE: &str = "probe-\u{e9}";
+/// Beside it, to learn whether the two can be exchanged.
+const PROBE_OTHER: &str = "probe-other";
 /// The same in capitals, and in the other Unicode form.
 const PROBE_TWINS: [&str; 2] = ["PROBE-\u{c9}", "probe-e\u{301}"];
+
+/// What to do about a file system on which a file cannot be replaced without a moment in which it is missing or an edit is lost.
+const CANNOT_EXCHANGE: &str = "its file system cannot exchange two files (many network shares, NFS and exFAT cannot); set `workspace_dir` to a folder on a local disk";
 
 /// `openat2` gives up when something was renamed meanwhile; that often it is asked again.
 const TRIES: usize = 256;
@@ -182,12 +187,15 @@ impl Root {
         let folder = Folder { fd: folder, folds: false };
         let path = workspace_dir.join(&name);
         let root = Self { folder, parent, path, name, stat, step_by_step: AtomicBool::new(false) };
-        let folds = root.probe().map_err(|errno| failed(errno.into()))?;
+        let folds = root.probe_names().map_err(|errno| failed(errno.into()))?;
+        if root.cannot_exchange().map_err(|errno| failed(errno.into()))? {
+            return Err(failed(io::Error::new(io::ErrorKind::Unsupported, CANNOT_EXCHANGE)));
+        }
         Ok(root.folding(folds))
     }
 
     /// Whether the file system takes names for one that differ by case or Unicode form.
-    fn probe(&self) -> Result<bool, Errno> {
+    fn probe_names(&self) -> Result<bool, Errno> {
         let own = self.folder.make_folder(OWN)?;
         match own.create(PROBE, 0o600) {
             Ok(_) | Err(Errno::EXIST) => {}
@@ -197,6 +205,25 @@ impl Root {
         let found = PROBE_TWINS.iter().any(|twin| matches!(own.stat(twin), Ok(Some(_))));
         unlinkat(&own, PROBE, AtFlags::empty())?;
         Ok(found)
+    }
+
+    /// Whether the file system lacks what every replacement needs. `false` also when nothing can be put there to find out.
+    fn cannot_exchange(&self) -> Result<bool, Errno> {
+        let own = self.folder.make_folder(OWN)?;
+        let make = |name| matches!(own.create(name, 0o600), Ok(_) | Err(Errno::EXIST));
+        if !make(PROBE) {
+            return Ok(false);
+        }
+        let rename = |flags| renameat_with(&own, PROBE, &own, PROBE_OTHER, flags);
+        let (new, exchanged) = (rename(RenameFlags::NOREPLACE), make(PROBE).then(|| rename(RenameFlags::EXCHANGE)));
+        for name in [PROBE, PROBE_OTHER] {
+            match unlinkat(&own, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        let lacks = |result| matches!(result, Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP));
+        Ok(lacks(new) || exchanged.is_some_and(lacks))
     }
 
     /// The same folder on a file system of which this is known.

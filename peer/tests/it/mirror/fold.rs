@@ -264,3 +264,21 @@ fn detached_and_attached_again_nothing_is_lost() {
         assert_eq!((names(&b), a.text("d/F").as_deref()), (vec!["README".into(), "d".into(), "d/F".into()], Some("x")));
     });
 }
+
+#[test]
+fn a_file_system_that_cannot_exchange_is_refused_and_said_to_be() {
+    with_own_mounts("a_file_system_that_cannot_exchange_is_refused_and_said_to_be", async || {
+        let hub = Hub::new();
+        let a = Node::attached(&hub);
+        a.write("f", "x");
+        let (_dir, _mounted, mut b) = folding(&hub, false);
+        b.connect(&hub);
+        let problem = hub.until("it is said", |state| {
+            let status = state.status.get(&b.id).filter(|status| status.state == "failed")?;
+            Some(status.problems[0].clone())
+        });
+        let problem = problem.await;
+        assert!(problem.message.contains("workspace_dir") && problem.message.contains("exchange"), "{}", problem.message);
+        assert!(names(&b).is_empty());
+    });
+}
