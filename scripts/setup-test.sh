@@ -19,6 +19,7 @@ need dash dash
 need tinyproxy tinyproxy
 need microsocks microsocks
 need nginx nginx-light
+need faketime faketime
 need node nodejs
 need npm npm
 

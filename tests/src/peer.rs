@@ -19,6 +19,8 @@ use crate::{
     wait,
 };
 
+/// In a peer's home: by how many seconds its clock is wrong.
+const CLOCK: &str = "clock";
 /// A user who owns nothing.
 const NOBODY: u32 = 65_534;
 
@@ -33,6 +35,8 @@ pub struct PeerOptions {
     pub settings: String,
     /// As a user who may nothing, where the test itself is root.
     pub lowly: bool,
+    /// With a wall clock of its own, which [`Peer::set_clock`] sets while it runs.
+    pub own_clock: bool,
 }
 
 /// A peer, with a home of its own.
@@ -60,10 +64,18 @@ impl Peer {
     /// # Errors
     /// When it does not start.
     pub fn start_with(invite: &str, options: PeerOptions) -> Result<Self> {
-        let PeerOptions { place, name, settings, lowly } = options;
+        let PeerOptions { place, name, settings, lowly, own_clock } = options;
         let name = if name.is_empty() { String::new() } else { format!("name: {name}\n") };
         let yaml = format!("{name}invite: {invite}\n{settings}");
-        if lowly { Self::start_lowly(&yaml) } else { Self::start_from(&yaml, place) }
+        if lowly {
+            return Self::start_lowly(&yaml);
+        }
+        let (home, _) = home_with(&yaml)?;
+        if own_clock {
+            fs::write(home.path().join(CLOCK), "+0")?;
+        }
+        let process = spawn(&place, home.path())?;
+        Ok(Self { process, node: String::new(), home, place })
     }
 
     /// As [`NOBODY`], with a copy of the program, because the folder of the original may be closed to others.
@@ -113,6 +125,17 @@ impl Peer {
         fs::write(home.path().join("peer.yaml"), format!("state_dir: {}\n", state.display()))?;
         let process = spawn(&self.place, home.path())?;
         Ok(Self { process, node: self.node.clone(), home, place: self.place.clone() })
+    }
+
+    /// Sets its clock, which it has with [`PeerOptions::own_clock`], so many seconds beside this machine's. File times stay the kernel's.
+    ///
+    /// # Errors
+    /// When it cannot be written down.
+    pub fn set_clock(&self, seconds: i64) -> Result<()> {
+        // At once: the program reads this whenever it asks for the time.
+        let next = self.home().join("clock.next");
+        fs::write(&next, format!("{seconds:+}"))?;
+        Ok(fs::rename(next, self.home().join(CLOCK))?)
     }
 
     /// Its home folder.
@@ -188,8 +211,19 @@ impl Drop for Peer {
     }
 }
 
+/// The library that tells programs a time of its own: as the program that comes with it names it.
+fn faketime() -> Result<String> {
+    let output = Command::new("faketime").args(["-m", "-f", "+0", "printenv", "LD_PRELOAD"]).output();
+    let output = output.context("faketime is needed: apt-get install faketime")?;
+    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+}
+
 fn spawn(place: &Place, home: &Path) -> Result<Process> {
     let mut command = program::command("cortex-peer", place, home)?;
     command.args(["run", "--allow-root", "--config"]).arg(home.join("peer.yaml"));
+    if home.join(CLOCK).exists() {
+        command.env("LD_PRELOAD", faketime()?).env("FAKETIME_TIMESTAMP_FILE", home.join(CLOCK));
+        command.envs([("FAKETIME_NO_CACHE", "1"), ("DONT_FAKE_MONOTONIC", "1"), ("NO_FAKE_STAT", "1")]);
+    }
     Process::start("peer", command, home)
 }

@@ -5,6 +5,7 @@
 //! | [`chaos`] | everything is killed again and again under people who write |
 //! | [`api`] | changes and history through the API |
 //! | [`attach`] | nodes that leave and come back, sessions that end |
+//! | [`clock`] | nodes whose clocks are set by days while they work |
 //! | [`denied`] | what the peer may not touch |
 //! | [`hold`] | locks, and questions before much is deleted |
 //! | [`access`] | who sees nothing |
@@ -17,6 +18,7 @@ mod access;
 mod api;
 mod attach;
 mod chaos;
+mod clock;
 mod denied;
 mod hold;
 mod ignore;
@@ -81,10 +83,15 @@ impl Pair {
         let (one, two) = (hub.enrol("one").await?, hub.enrol("two").await?);
         let session = hub.session(&[&one.node, &two.node]).await?.id;
         let pair = Self { hub, session, one, two };
-        for folder in pair.folders() {
+        pair.opened().await?;
+        Ok(pair)
+    }
+
+    async fn opened(&self) -> Result<()> {
+        for folder in self.folders() {
             wait::until("the workspace's folder", SOON, || async { folder.join(".cortex").is_dir().then_some(()) }).await?;
         }
-        Ok(pair)
+        Ok(())
     }
 
     fn folders(&self) -> [PathBuf; 2] {

@@ -6,7 +6,7 @@ impl Workspace {
     pub(super) fn wake_at(&self) -> Instant {
         let now = Instant::now();
         let engine = self.replica.poll_timeout().map(|at| {
-            let wait = u64::try_from(at.saturating_sub(clock::now_ms())).unwrap_or(0);
+            let wait = u64::try_from(at.saturating_sub(self.now_ms())).unwrap_or(0);
             now + Duration::from_millis(wait.min(60_000))
         });
         let free = self.lane == Lane::Free && !self.root_gone;
@@ -30,7 +30,7 @@ impl Workspace {
     pub(super) fn wake(&mut self) -> bool {
         let now = Instant::now();
         let mut happened = self.root_gone || self.watch.settles_at().is_some() || !self.barriers.is_empty();
-        if self.replica.poll_timeout().is_some_and(|at| at <= clock::now_ms()) {
+        if self.replica.poll_timeout().is_some_and(|at| at <= self.now_ms()) {
             self.handle(Input::Tick);
             happened = true;
         }
