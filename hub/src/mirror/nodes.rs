@@ -306,17 +306,20 @@ impl Workspace {
     /// Takes a node's place. An older connection of the node loses it.
     pub(crate) fn join(self: &Arc<Self>, node: NodeId, number: u64) -> Attachment {
         let (sender, orders) = mpsc::channel(ORDERS);
+        let mut nodes = hub::lock(&self.nodes.attached);
+        let failed = nodes.get(&node).map(|before| before.sync.clone()).filter(NodeSync::is_failed);
         let attached = Attached {
             number,
             orders: sender,
-            sync: NodeSync { state: "connecting".into(), ..NodeSync::default() },
+            sync: failed.unwrap_or_else(|| NodeSync { state: "connecting".into(), ..NodeSync::default() }),
             told_at_ms: 0,
             reports: HashMap::new(),
             barriers: HashMap::new(),
             answers: HashMap::new(),
             last_drift: None,
         };
-        hub::lock(&self.nodes.attached).insert(node, attached);
+        nodes.insert(node, attached);
+        drop(nodes);
         Attachment { workspace: self.clone(), node, number, orders }
     }
 }

@@ -451,6 +451,16 @@ async fn progress_is_told_at_a_bounded_rate_and_a_change_of_state_at_once() {
     assert!(workspace.nodes.sync_of(desk.node).is_some(), "an older connection does not take the place of a newer one away");
     drop(newer);
     assert!(workspace.nodes.sync_of(desk.node).is_none());
+    // Why it cannot take part is known until it can: tries to open it again do not hide it.
+    let state = || workspace.nodes.sync_of(desk.node).unwrap().state;
+    let refused = workspace.join(desk.node, 3);
+    refused.set_status(hub, &status("failed", 0));
+    drop(refused);
+    assert_eq!(state(), "failed");
+    let again = workspace.join(desk.node, 4);
+    assert_eq!(state(), "failed");
+    again.set_status(hub, &status("in_sync", 0));
+    assert_eq!(state(), "in_sync");
 }
 
 /// What a random writer does.

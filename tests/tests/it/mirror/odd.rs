@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use cortex_tests::wait;
+use cortex_tests::{hub::Hub, wait};
 use serde_json::{Value, json};
 
 use super::{Pair, tree};
@@ -82,6 +82,29 @@ async fn a_folder_that_vanishes_deletes_nothing_and_is_filled_again_when_somebod
     let path = pair.api(&format!("workspace/nodes/{}/answer", pair.two.node));
     pair.hub.post::<Value>(&path, json!({ "question": asked["id"], "yes": true })).await?;
     ensure!(pair.same("the folder is filled again", |tree| tree.len() == 2).await? == whole);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_used_is_said_with_the_reason_until_it_can() -> Result<()> {
+    let hub = Hub::start().await?;
+    let peer = hub.enrol("one").await?;
+    let session = hub.session(&[]).await?.id;
+    let folder = peer.workspace(&session);
+    fs::create_dir_all(folder.parent().unwrap_or(&folder))?;
+    fs::write(&folder, "in its place")?;
+    hub.attach(&session, &peer.node).await?;
+    let sync = async || hub.sync_of(&session, &peer.node).await.ok()?;
+    let failed = async || sync().await.filter(|sync| sync.state == "failed");
+    let why = wait::until("that it cannot be used", SOON, failed).await?.problems;
+    ensure!(why[0]["message"].as_str().is_some_and(|why| why.contains("cannot use the workspace's folder")), "{why:?}");
+    for _ in 0..20 {
+        let now = sync().await;
+        ensure!(now.as_ref().is_some_and(|now| now.problems == why), "said all the time: {:?}", now.map(|now| now.state));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    fs::remove_file(&folder)?;
+    wait::until("it is used", Duration::from_secs(40), async || sync().await.filter(|sync| sync.state == "in_sync")).await?;
     Ok(())
 }
 
