@@ -18,7 +18,7 @@
 //! [`Replica::poll_output`] asks.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque, btree_map},
     ops::Bound,
     sync::Arc,
 };
@@ -134,6 +134,8 @@ pub struct Replica {
     todo: BTreeSet<RelPath>,
     queues: Queues,
     retries: BTreeSet<(i64, RelPath)>,
+    /// What a name that is one there keeps out, by how it is folded.
+    collisions: BTreeMap<String, BTreeSet<RelPath>>,
     applying: BTreeMap<RelPath, Applying>,
     moving: BTreeMap<RelPath, Moving>,
     moving_to: BTreeMap<RelPath, RelPath>,
@@ -168,6 +170,7 @@ impl Replica {
             paths,
             queues: Queues::default(),
             retries: BTreeSet::new(),
+            collisions: BTreeMap::new(),
             applying: BTreeMap::new(),
             moving: BTreeMap::new(),
             moving_to: BTreeMap::new(),
@@ -445,6 +448,14 @@ impl Replica {
     fn forget(&mut self, path: &RelPath) {
         if let Some(state) = self.paths.remove(path) {
             self.retries.remove(&(state.retry_at_ms, path.clone()));
+            if state.trouble.is_some_and(|trouble| trouble.code == CASE_COLLISION)
+                && let btree_map::Entry::Occupied(mut paths) = self.collisions.entry(path.fold_key())
+            {
+                paths.get_mut().remove(path);
+                if paths.get().is_empty() {
+                    paths.remove();
+                }
+            }
             if state.stored {
                 self.rows.insert(path.clone());
             } else {
@@ -474,6 +485,9 @@ impl Replica {
         self.retries.remove(&(state.retry_at_ms, path.clone()));
         state.retry_at_ms = self.now_ms + (RETRY_MS << state.fails.min(6));
         state.fails = state.fails.saturating_add(1);
+        if trouble.as_ref().is_some_and(|trouble| trouble.code == CASE_COLLISION) {
+            self.collisions.entry(path.fold_key()).or_default().insert(path.clone());
+        }
         state.trouble = trouble.map(Box::new);
         self.retries.insert((state.retry_at_ms, path.clone()));
         self.todo.insert(path.clone());
@@ -481,22 +495,19 @@ impl Replica {
 
     /// What a file system took for this name may come, now that it is gone.
     fn freed(&mut self, path: &RelPath) {
-        let is_collision = |at: &RelPath| {
-            let trouble = self.paths.get(at).and_then(|state| state.trouble.as_deref());
-            trouble.is_some_and(|trouble| trouble.code == CASE_COLLISION)
-        };
-        let mut waiting: Vec<_> = self.retries.iter().filter(|(_, at)| is_collision(at)).cloned().collect();
-        if waiting.is_empty() {
+        if self.collisions.is_empty() {
             return;
         }
         let key = path.fold_key();
-        waiting.retain(|(_, at)| at.fold_key().strip_prefix(&key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')));
-        for retry in waiting {
-            self.retries.remove(&retry);
-            if let Some(state) = self.paths.get_mut(&retry.1) {
+        let is_it = |other: &str| other.strip_prefix(&key).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        let from_here = self.collisions.range(key.clone()..).map(|(other, _)| other);
+        let freed: Vec<_> = from_here.take_while(|other| other.starts_with(&key)).filter(|other| is_it(other)).cloned().collect();
+        for path in freed.iter().filter_map(|key| self.collisions.remove(key)).flatten() {
+            if let Some(state) = self.paths.get_mut(&path) {
+                self.retries.remove(&(state.retry_at_ms, path.clone()));
                 state.retry_at_ms = 0;
+                self.todo.insert(path);
             }
-            self.todo.insert(retry.1);
         }
     }
 
