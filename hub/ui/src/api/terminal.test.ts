@@ -122,9 +122,31 @@ describe("the way to a terminal", () => {
     last().tell(opened(9_000));
     expect(first.closedWith).toBe(1000);
     last().bytes("now");
-    expect(at.type("x")).toBe(true);
-    expect([seen.shown, seen.fresh, last().sent.length]).toEqual(["seennow", [true, true], 1]);
+    // What is typed now must not come before what the hub has not read yet: when it has, it closes.
+    expect([at.type("x"), at.type("y"), last().sent.length]).toEqual([true, true, 0]);
+    first.end(1000);
+    expect(last().sent.map((sent) => new TextDecoder().decode(sent as Uint8Array))).toEqual(["x", "y"]);
+    at.type("z");
+    expect([seen.shown, seen.fresh, last().sent.length, first.sent.length]).toEqual(["seennow", [true, true], 3, 1]);
     expect(seen.stages).toEqual(["open", "behind", "open"]);
+  });
+
+  it("does not wait for long for what was typed on the connection before, and loses nothing when that changes twice", async () => {
+    const { link: at } = link();
+    const typed = () => last().sent.map((sent) => new TextDecoder().decode(sent as Uint8Array));
+    last().tell(opened(0));
+    for (const offset of [9_000, 10_000]) {
+      at.hold();
+      at.latest();
+      last().tell(opened(offset));
+      at.type(`${offset} `);
+      expect(typed()).toEqual([]);
+    }
+    expect(Socket.all.map((socket) => socket.closedWith)).toEqual([1000, 1000, null]);
+    vi.advanceTimersByTime(2_000);
+    expect(typed()).toEqual(["9000 ", "10000 "]);
+    at.type("more");
+    expect(typed().length).toBe(3);
   });
 
   it("ends with its program, and with its owner", async () => {

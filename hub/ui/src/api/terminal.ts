@@ -32,6 +32,8 @@ export interface TerminalOptions {
 
 const FIRST_WAIT_MS = 300;
 const LONGEST_WAIT_MS = 8_000;
+/** The connection before the one that took over is waited for so long, so that what was typed there comes first. */
+const HAND_OVER_MS = 2_000;
 /** The hub takes frames up to 64 KiB. */
 const FRAME_BYTES = 32 * 1024;
 export const SLOW = 4408;
@@ -48,6 +50,8 @@ export class TerminalLink {
   #over = false;
   /** Takes what is typed; the one before until the next one stands. */
   #writer: WebSocket | null = null;
+  /** Typed while the hub may not have read all of the writer before; none: it has. */
+  #held: Uint8Array[] | null = null;
   /** Sizes that we asked for and have not heard of yet: the hub tells us of those, too. */
   #asked: string[] = [];
   stage: Stage = "connecting";
@@ -63,8 +67,24 @@ export class TerminalLink {
     const writer = this.#writer;
     if (!writer) return false;
     const bytes = typeof data === "string" ? new TextEncoder().encode(data) : data;
-    for (let at = 0; at < bytes.length; at += FRAME_BYTES) writer.send(bytes.slice(at, at + FRAME_BYTES));
+    if (this.#held) this.#held.push(bytes);
+    else for (let at = 0; at < bytes.length; at += FRAME_BYTES) writer.send(bytes.slice(at, at + FRAME_BYTES));
     return true;
+  }
+
+  /** Another connection takes what is typed, once the hub has read all of the one before: it closes that one then. */
+  #handOver(before: WebSocket): void {
+    // One before that is still read is waited for: nothing was typed since.
+    if (this.#held) return before.close(1000);
+    const held: Uint8Array[] = (this.#held = []);
+    const read = () => {
+      if (this.#held !== held) return;
+      this.#held = null;
+      held.forEach((bytes) => this.type(bytes));
+    };
+    before.onclose = read;
+    before.close(1000);
+    setTimeout(read, HAND_OVER_MS);
   }
 
   resize(columns: number, rows: number): void {
@@ -106,7 +126,7 @@ export class TerminalLink {
   #leave(): void {
     clearTimeout(this.#timer);
     const sockets = new Set([this.#socket, this.#writer]);
-    this.#socket = this.#writer = null;
+    this.#socket = this.#writer = this.#held = null;
     for (const socket of sockets) socket?.close(1000);
   }
 
@@ -147,8 +167,9 @@ export class TerminalLink {
 
   #hear(socket: WebSocket, told: Told, fresh: boolean): void {
     if (told.type === "opened") {
-      if (this.#writer !== socket) this.#writer?.close(1000);
+      const before = this.#writer;
       this.#writer = socket;
+      if (before && before !== socket) this.#handOver(before);
       this.#wait = FIRST_WAIT_MS;
       this.#offset = told.offset;
       this.#asked = [];
