@@ -266,6 +266,9 @@ impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     }
 }
 
+/// What still reads or writes a disk when everything else has ended.
+const DISKS_END_WITHIN: Duration = Duration::from_secs(2);
+
 /// One thread for everything that waits: the fastest on few cores, and the smallest.
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start").or_exit(exit::FAILURE)
@@ -284,7 +287,11 @@ fn run(command: &Run) -> Outcome {
     let state = State::open(&settings.state_dir()).or_exit(exit::USAGE)?;
     let key = state.key().or_exit(exit::USAGE)?;
     let membership = Membership::find(&settings, &state).or_exit(exit::USAGE)?;
-    runtime()?.block_on(connect(settings, command.place.config.clone(), state, key, membership))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(connect(settings, command.place.config.clone(), state, key, membership));
+    // Whoever waits for a disk that hangs would be waited for.
+    runtime.shutdown_timeout(DISKS_END_WITHIN);
+    ended
 }
 
 /// Which hub, and how to get there.

@@ -7,7 +7,7 @@
 //! | [`gather`] | a first look that sends what it reads, and what may come between |
 //! | [`hold`] | what is held back and asked about, and checks |
 //! | [`disk`] | disks and files that do not do what they should |
-//! | [`fold`] | file systems that take two names for one, or cannot exchange two files: [`fuse`] plays them |
+//! | [`fold`] | file systems that take two names for one, cannot exchange two files, or hang: [`fuse`] plays them |
 //! | [`ignore`] | what is not synced |
 //! | [`task`] | tasks and barriers: who waits for what |
 

@@ -1,4 +1,4 @@
-//! A node whose file system takes names for one that differ by case or Unicode form, beside one whose file system does not.
+//! A node whose file system takes names for one that differ by case or Unicode form, cannot exchange two files, or hangs, beside one whose file system does not.
 
 use super::{fuse::Mounted, *};
 
@@ -280,5 +280,28 @@ fn a_file_system_that_cannot_exchange_is_refused_and_said_to_be() {
         let problem = problem.await;
         assert!(problem.message.contains("workspace_dir") && problem.message.contains("exchange"), "{}", problem.message);
         assert!(names(&b).is_empty());
+    });
+}
+
+#[test]
+fn a_disk_that_hangs_does_not_keep_the_program_from_its_end() {
+    with_own_mounts("a_disk_that_hangs_does_not_keep_the_program_from_its_end", async || {
+        let hub = Hub::new();
+        let a = Node::attached(&hub);
+        let (_dir, mounted, mut b) = folding(&hub, true);
+        b.connect(&hub);
+        hub.converge(&[&a, &b]).await;
+        mounted.hang();
+        a.write("file", "x");
+        let waits = async {
+            while mounted.hanging() == 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(waits).await;
+        // Longer than what is under way is waited for.
+        soon(b.mirror.close()).await;
+        assert_eq!((mounted.hanging(), names(&b).len()), (1, 0), "nothing was put in its place");
+        mounted.unhang();
     });
 }

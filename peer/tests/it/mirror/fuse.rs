@@ -34,6 +34,7 @@ const TTL: Duration = Duration::ZERO;
 /// A file system over a folder. It is mounted until this is dropped.
 pub struct Mounted {
     at: PathBuf,
+    hung: Arc<Hung>,
     _session: BackgroundSession,
 }
 
@@ -43,13 +44,30 @@ impl Mounted {
         let mut config = fuser::Config::default();
         config.mount_options = vec![MountOption::FSName("folding".into()), MountOption::DefaultPermissions];
         let file_system = Folding::new(backing, flags).unwrap();
+        let hung = file_system.hung.clone();
         let session = fuser::spawn_mount(file_system, at, &config).expect("/dev/fuse and the right to mount are needed");
-        Self { at: at.to_owned(), _session: session }
+        Self { at: at.to_owned(), hung, _session: session }
+    }
+
+    /// From now on nobody who writes hears of it.
+    pub fn hang(&self) {
+        *self.hung.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// How many do not hear of it.
+    pub fn hanging(&self) -> usize {
+        self.hung.lock().unwrap().as_ref().map_or(0, Vec::len)
+    }
+
+    /// All of them hear that it failed.
+    pub fn unhang(&self) {
+        *self.hung.lock().unwrap() = None;
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
+        self.unhang();
         // Whoever holds a file there does not keep it.
         if let Err(error) = rustix::mount::unmount(&self.at, rustix::mount::UnmountFlags::DETACH) {
             eprintln!("cannot unmount {}: {error}", self.at.display());
@@ -69,8 +87,12 @@ enum Open {
     Listing(Arc<Vec<(INodeNo, FileType, OsString)>>),
 }
 
+/// Those who write and are not answered, when the disk hangs.
+type Hung = Mutex<Option<Vec<ReplyWrite>>>;
+
 struct Folding {
     flags: bool,
+    hung: Arc<Hung>,
     root: Arc<OwnedFd>,
     known: Mutex<HashMap<u64, Known>>,
     open: Mutex<HashMap<u64, Open>>,
@@ -141,7 +163,8 @@ fn timespec(time: Option<TimeOrNow>) -> Timespec {
 impl Folding {
     fn new(backing: &Path, flags: bool) -> io::Result<Self> {
         let root = system::open(backing, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { flags, root: Arc::new(root), known: Mutex::default(), open: Mutex::default(), handles: AtomicU64::new(1) })
+        let (known, open, hung) = (Mutex::default(), Mutex::default(), Arc::default());
+        Ok(Self { flags, hung, root: Arc::new(root), known, open, handles: AtomicU64::new(1) })
     }
 
     fn fd(&self, ino: INodeNo) -> io::Result<Arc<OwnedFd>> {
@@ -416,6 +439,9 @@ impl Filesystem for Folding {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        if let Some(hung) = &mut *self.hung.lock().unwrap() {
+            return hung.push(reply);
+        }
         answer!(reply, self.file(handle)?.write_all_at(bytes, offset), () => reply.written(u32::try_from(bytes.len()).unwrap()));
     }
 
