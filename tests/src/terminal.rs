@@ -155,6 +155,16 @@ impl Terminal {
         self.until(answer).await
     }
 
+    /// Leaves, as a page does: what was typed has been read when the hub closes, too.
+    ///
+    /// # Errors
+    /// When the connection is gone, or the hub does not close it.
+    pub async fn leave(mut self) -> Result<()> {
+        self.socket.close(None).await?;
+        while self.step().await? {}
+        Ok(())
+    }
+
     /// Reads on until a text frame of this type comes.
     ///
     /// # Errors

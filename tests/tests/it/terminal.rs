@@ -81,6 +81,31 @@ async fn a_connection_that_is_cut_loses_no_byte_and_doubles_none() -> Result<()>
     Ok(())
 }
 
+/// A page goes on at what is printed now on another connection, and keeps to this.
+#[tokio::test]
+async fn what_was_typed_before_a_connection_was_left_comes_before_what_is_typed_after_its_close() -> Result<()> {
+    let Stage { hub, session, peer } = Stage::set().await?;
+    let mut before = Terminal::open(&hub.person(), &session, SH).await?;
+    let typed = peer.workspace(&session).join("typed");
+    // The hub has much to say meanwhile.
+    before.ask("stty -echo; yes 'more than anybody reads' & echo ready-$((1 + 1))", "ready-2").await?;
+    before.type_in("cat > typed\n").await?;
+    wait::until("that it reads", SOON, || async { typed.exists().then_some(()) }).await?;
+    let mut expected = String::new();
+    for round in 0..30 {
+        let mut next = Terminal::open(&hub.person(), &session, &format!("task={}", before.task)).await?;
+        before.type_in(&format!("old {round}\n")).await?;
+        before.leave().await?;
+        next.type_in(&format!("new {round}\n")).await?;
+        expected += &format!("old {round}\nnew {round}\n");
+        before = next;
+    }
+    before.type_in("\u{4}").await?;
+    let found = || async { std::fs::read_to_string(&typed).ok().filter(|found| found.len() >= expected.len()) };
+    assert_eq!(wait::until("all that was typed", SOON, found).await?, expected);
+    Ok(())
+}
+
 #[tokio::test]
 async fn several_look_at_one_terminal_and_only_those_type_who_may() -> Result<()> {
     let Stage { hub, session, peer: _peer } = Stage::set().await?;
